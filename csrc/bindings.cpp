@@ -1,0 +1,165 @@
+// The Python face of the kernels: params structs, and one `def` per launcher. No logic.
+//
+// Tensors arrive as addresses; the only Python file that knows them is fastops/backends/native.py.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <string>
+#include <vector>
+
+#include "pool.h"
+#include "threads.h"
+
+namespace py = pybind11;
+using namespace fastops;
+
+namespace pybind11 {
+namespace detail {
+// Extent <-> a tuple (d, h, w).
+template <>
+struct type_caster<Extent> {
+  PYBIND11_TYPE_CASTER(Extent, const_name("tuple[int, int, int]"));
+  bool load(handle source, bool) {
+    if (!isinstance<tuple>(source) || len(source) != 3) return false;
+    const auto t = reinterpret_borrow<tuple>(source);
+    value = {t[0].cast<int64_t>(), t[1].cast<int64_t>(), t[2].cast<int64_t>()};
+    return true;
+  }
+  static handle cast(const Extent& e, return_value_policy, handle) {
+    return py::make_tuple(e.d, e.h, e.w).release();
+  }
+};
+}  // namespace detail
+}  // namespace pybind11
+
+namespace {
+
+// ---- helpers -----------------------------------------------------------------------------------
+
+// A params struct: built from keyword arguments, each one a field; prints all of its fields.
+template <typename Params>
+class ParamsClass {
+ public:
+  ParamsClass(py::module_& m, const char* name) : type_(m, name) {
+    type_.def(py::init([](const py::kwargs& fields) {
+      py::object self = py::cast(Params{});
+      for (const auto& [key, value] : fields) py::setattr(self, key, value);
+      return self.cast<Params>();
+    }));
+    type_.def("__repr__", [](const py::object& self) {
+      std::string text = py::str(py::type::of(self).attr("__name__"));
+      const char* separator = "(";
+      for (const py::handle name : py::type::of(self).attr("fields")) {
+        text +=
+            separator + py::cast<std::string>(name) + "=" + py::cast<std::string>(py::repr(self.attr(name)));
+        separator = ", ";
+      }
+      return text + ")";
+    });
+  }
+  ~ParamsClass() { type_.attr("fields") = py::tuple(py::cast(names_)); }
+
+  template <typename Field>
+  ParamsClass& field(const char* name, Field Params::* member) {
+    type_.def_readwrite(name, member);
+    names_.push_back(name);
+    return *this;
+  }
+
+ private:
+  py::class_<Params> type_;
+  std::vector<std::string> names_;
+};
+
+// How an argument of a launcher crosses from Python: pointers as addresses, the rest as it is.
+template <typename A>
+struct Wire {
+  using type = A;
+  static A unwrap(A a) { return a; }
+};
+template <typename T>
+struct Wire<T*> {
+  using type = uintptr_t;
+  static T* unwrap(uintptr_t address) { return reinterpret_cast<T*>(address); }
+};
+
+// Binds a launcher; the GIL is released while it runs.
+template <typename... Args>
+void kernel(py::module_& m, const char* name, void (*launcher)(Args...)) {
+  m.def(name, [launcher](typename Wire<Args>::type... args) {
+    py::gil_scoped_release nogil;
+    launcher(Wire<Args>::unwrap(args)...);
+  });
+}
+
+// ---- params ------------------------------------------------------------------------------------
+
+void bind_params(py::module_& m) {
+  py::enum_<DType>(m, "DType")
+      .value("f64", DType::kF64)
+      .value("f32", DType::kF32)
+      .value("f16", DType::kF16)
+      .value("bf16", DType::kBF16)
+      .value("u8", DType::kU8);
+
+  ParamsClass<PoolParams>(m, "PoolParams")
+      .field("dtype", &PoolParams::dtype)
+      .field("channels_last", &PoolParams::channels_last)
+      .field("n", &PoolParams::n)
+      .field("c", &PoolParams::c)
+      .field("in_", &PoolParams::in)
+      .field("out", &PoolParams::out)
+      .field("kernel", &PoolParams::kernel)
+      .field("stride", &PoolParams::stride)
+      .field("pad", &PoolParams::pad)
+      .field("dilation", &PoolParams::dilation)
+      .field("adaptive", &PoolParams::adaptive)
+      .field("count_include_pad", &PoolParams::count_include_pad)
+      .field("divisor_override", &PoolParams::divisor_override);
+}
+
+// ---- launchers ---------------------------------------------------------------------------------
+
+template <cpu::Isa isa>
+void bind_cpu(py::module_ m) {
+  kernel(m, "avg_pool", cpu::avg_pool<isa>);
+  kernel(m, "avg_pool_adjoint", cpu::avg_pool_adjoint<isa>);
+}
+
+#if defined(FASTOPS_CUDA)
+void bind_cuda(py::module_ m) { (void)m; }
+#endif
+
+// The instruction sets that are compiled in and that this processor has, worst first.
+std::vector<std::string> usable_isas() {
+  std::vector<std::string> isas = {"baseline"};
+#if defined(FASTOPS_X86)
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) isas.push_back("avx2");
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+    isas.push_back("avx512");
+#endif
+  return isas;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Kernels of fastops. Internal: use fastops.functional.";
+  bind_params(m);
+  m.def("set_openmp_runtime", &set_openmp_runtime, py::arg("gomp_parallel"));
+  m.def("usable_isas", &usable_isas);
+  m.attr("compiler") = __VERSION__;
+
+  bind_cpu<cpu::Isa::kBaseline>(m.def_submodule("cpu_baseline"));
+#if defined(FASTOPS_X86)
+  bind_cpu<cpu::Isa::kAvx2>(m.def_submodule("cpu_avx2"));
+  bind_cpu<cpu::Isa::kAvx512>(m.def_submodule("cpu_avx512"));
+#endif
+#if defined(FASTOPS_CUDA)
+  bind_cuda(m.def_submodule("cuda"));
+  m.attr("cuda_version") = FASTOPS_CUDA;
+  m.attr("cuda_archs") = FASTOPS_CUDA_ARCHS;
+#endif
+}

@@ -1,0 +1,205 @@
+// Vectors of the instruction set being compiled for, written with the compilers' vector extensions
+// (GCC and Clang): arithmetic, comparison and selection are plain operators, so kernels hold no
+// intrinsics. The few conversions that compilers vectorise badly are the only exceptions.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#if defined(__F16C__) || defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+#include "../types.h"
+
+namespace fastops {
+namespace cpu {
+namespace {
+
+// 16-bit floats are storage only: every kernel loads them into fp32 and rounds once, on store.
+struct Half {
+  uint16_t bits;
+};
+struct BFloat16 {
+  uint16_t bits;
+};
+
+// The type in which elements of T are accumulated.
+template <typename T>
+struct AccumulateIn {
+  using type = float;
+};
+template <>
+struct AccumulateIn<double> {
+  using type = double;
+};
+template <typename T>
+using Acc = typename AccumulateIn<T>::type;
+
+// ---- one element -------------------------------------------------------------------------------
+
+template <typename To, typename From>
+inline To bit_cast(From from) {
+  static_assert(sizeof(To) == sizeof(From), "bit_cast");
+  To to;
+  std::memcpy(&to, &from, sizeof to);
+  return to;
+}
+
+inline float half_to_float(uint16_t h) {
+  const uint32_t sign = static_cast<uint32_t>(h & 0x8000u) << 16;
+  const uint32_t rest = static_cast<uint32_t>(h & 0x7fffu) << 13;
+  // The exponent is rebiased by a multiplication, which also normalises subnormals; inf and NaN keep
+  // an exponent of all ones.
+  if ((h & 0x7c00u) == 0x7c00u) return bit_cast<float>(sign | 0x7f800000u | rest);
+  return bit_cast<float>(bit_cast<uint32_t>(bit_cast<float>(rest) * 0x1p112f) | sign);
+}
+
+// Round to nearest, ties to even.
+inline uint16_t float_to_half(float f) {
+  const uint32_t bits = bit_cast<uint32_t>(f);
+  const uint16_t sign = static_cast<uint16_t>(bits >> 16 & 0x8000u);
+  const uint32_t magnitude = bits & 0x7fffffffu;
+  if (magnitude > 0x7f800000u) return static_cast<uint16_t>(sign | 0x7e00u | (magnitude >> 13 & 0x1ffu));
+  if (magnitude >= 0x477ff000u) return static_cast<uint16_t>(sign | 0x7c00u);  // rounds past 65504
+  if (magnitude < 0x38800000u) {
+    // Subnormal: adding 0.5 aligns the mantissa so that the addition itself rounds.
+    const float shifted = bit_cast<float>(magnitude) + 0.5f;
+    return static_cast<uint16_t>(sign | (bit_cast<uint32_t>(shifted) - 0x3f000000u));
+  }
+  const uint32_t rounded = magnitude + 0xfffu + (magnitude >> 13 & 1u);
+  return static_cast<uint16_t>(sign | ((rounded - 0x38000000u) >> 13));
+}
+
+inline float bfloat16_to_float(uint16_t b) { return bit_cast<float>(static_cast<uint32_t>(b) << 16); }
+
+inline uint16_t float_to_bfloat16(float f) {
+  const uint32_t bits = bit_cast<uint32_t>(f);
+  if (f != f) return static_cast<uint16_t>(bits >> 16 | 0x40u);  // stay a NaN
+  return static_cast<uint16_t>((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
+}
+
+inline float to_acc(float v) { return v; }
+inline double to_acc(double v) { return v; }
+inline float to_acc(uint8_t v) { return static_cast<float>(v); }
+inline float to_acc(Half v) { return half_to_float(v.bits); }
+inline float to_acc(BFloat16 v) { return bfloat16_to_float(v.bits); }
+
+template <typename T>
+inline T from_acc(Acc<T> v) {
+  return static_cast<T>(v);
+}
+template <>
+inline Half from_acc<Half>(float v) {
+  return {float_to_half(v)};
+}
+template <>
+inline BFloat16 from_acc<BFloat16>(float v) {
+  return {float_to_bfloat16(v)};
+}
+
+// ---- one vector --------------------------------------------------------------------------------
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+
+// Lanes of a vector of A (float or double).
+template <typename A>
+constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(A));
+
+template <typename E, int lanes>
+struct VectorOf {
+  typedef E type __attribute__((vector_size(sizeof(E) * lanes)));
+};
+// A vector of accumulators: Vec<float>, Vec<double>.
+template <typename A>
+using Vec = typename VectorOf<A, kLanes<A>>::type;
+// What comparing two Vec<A> gives: -1 or 0 per lane. `mask ? a : b` selects.
+template <typename A>
+using Mask = typename VectorOf<std::conditional_t<sizeof(A) == 8, int64_t, int32_t>, kLanes<A>>::type;
+
+template <typename A>
+inline Vec<A> broadcast(A v) {
+  return Vec<A>{} + v;
+}
+
+template <typename V, typename E>
+inline V load_bits(const E* p) {
+  V v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+
+// Loads kLanes<Acc<T>> elements, at any alignment, into accumulators.
+inline Vec<float> load(const float* p) { return load_bits<Vec<float>>(p); }
+inline Vec<double> load(const double* p) { return load_bits<Vec<double>>(p); }
+
+constexpr int kF = kLanes<float>;
+using U8xF = VectorOf<uint8_t, kF>::type;
+using U16xF = VectorOf<uint16_t, kF>::type;
+using U32xF = VectorOf<uint32_t, kF>::type;
+
+inline Vec<float> load(const uint8_t* p) {
+  return __builtin_convertvector(__builtin_convertvector(load_bits<U8xF>(p), Mask<float>), Vec<float>);
+}
+inline Vec<float> load(const BFloat16* p) {
+  return bit_cast<Vec<float>>(__builtin_convertvector(load_bits<U16xF>(p), U32xF) << 16);
+}
+inline Vec<float> load(const Half* p) {
+#if defined(__AVX512F__)
+  return bit_cast<Vec<float>>(_mm512_cvtph_ps(load_bits<__m256i>(p)));
+#elif defined(__F16C__)
+  return bit_cast<Vec<float>>(_mm256_cvtph_ps(load_bits<__m128i>(p)));
+#else
+  Vec<float> v;
+  for (int i = 0; i < kF; ++i) v[i] = half_to_float(p[i].bits);
+  return v;
+#endif
+}
+
+// Stores a vector of accumulators, rounding to nearest even where T is narrower.
+inline void store(float* p, Vec<float> v) { std::memcpy(p, &v, sizeof v); }
+inline void store(double* p, Vec<double> v) { std::memcpy(p, &v, sizeof v); }
+inline void store(BFloat16* p, Vec<float> v) {
+  const U32xF bits = bit_cast<U32xF>(v);
+  const U32xF rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
+  const U32xF result = v != v ? (bits >> 16 | 0x40u) : rounded;
+  const U16xF narrow = __builtin_convertvector(result, U16xF);
+  std::memcpy(p, &narrow, sizeof narrow);
+}
+inline void store(Half* p, Vec<float> v) {
+#if defined(__AVX512F__)
+  const __m256i h = _mm512_cvtps_ph(bit_cast<__m512>(v), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  std::memcpy(p, &h, sizeof h);
+#elif defined(__F16C__)
+  const __m128i h = _mm256_cvtps_ph(bit_cast<__m256>(v), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  std::memcpy(p, &h, sizeof h);
+#else
+  for (int i = 0; i < kF; ++i) p[i].bits = float_to_half(v[i]);
+#endif
+}
+
+// The first `count` elements only; the other lanes are 0 / are not written.
+template <typename T>
+inline Vec<Acc<T>> load_first(const T* p, int64_t count) {
+  T padded[kLanes<Acc<T>>] = {};
+  std::memcpy(padded, p, static_cast<size_t>(count) * sizeof(T));
+  return load(padded);
+}
+template <typename T>
+inline void store_first(T* p, Vec<Acc<T>> v, int64_t count) {
+  T padded[kLanes<Acc<T>>];
+  store(padded, v);
+  std::memcpy(p, padded, static_cast<size_t>(count) * sizeof(T));
+}
+
+}  // namespace
+}  // namespace cpu
+}  // namespace fastops

@@ -1,0 +1,74 @@
+// Index arithmetic, written once for host and device: which inputs a window covers, which windows
+// cover an input. Output *sizes* are computed in Python (fastops/ops/shapes.py), where they may be
+// symbolic; the kernels are handed both sizes.
+#pragma once
+
+#include <cstdint>
+
+#include "types.h"
+
+namespace fastops {
+
+FASTOPS_INLINE int64_t imin(int64_t a, int64_t b) { return a < b ? a : b; }
+FASTOPS_INLINE int64_t imax(int64_t a, int64_t b) { return a > b ? a : b; }
+// Division of a non-negative or negative a by a positive b, rounded up / down.
+FASTOPS_INLINE int64_t ceil_div(int64_t a, int64_t b) { return a >= 0 ? (a + b - 1) / b : -(-a / b); }
+FASTOPS_INLINE int64_t floor_div(int64_t a, int64_t b) { return a >= 0 ? a / b : -((-a + b - 1) / b); }
+
+// A half-open range of positions along one axis.
+struct Range {
+  int64_t begin;
+  int64_t end;
+};
+
+// One spatial axis of a pooling op: `out` windows over `in` positions.
+struct PoolAxis {
+  int64_t in;
+  int64_t out;
+  int64_t kernel;
+  int64_t stride;
+  int64_t pad;
+  int64_t dilation;
+  bool adaptive;  // windows follow from in and out alone; kernel, stride, pad, dilation are unused
+};
+
+// First position (may be negative: padding) of window o.
+FASTOPS_INLINE int64_t window_start(const PoolAxis& a, int64_t o) {
+  return a.adaptive ? o * a.in / a.out : o * a.stride - a.pad;
+}
+
+// Positions of window o inside the input, for dilation 1. Adaptive windows are
+// [floor(o·in/out), ceil((o+1)·in/out)), and may overlap.
+FASTOPS_INLINE Range window(const PoolAxis& a, int64_t o) {
+  if (a.adaptive) return {o * a.in / a.out, ceil_div((o + 1) * a.in, a.out)};
+  const int64_t start = o * a.stride - a.pad;
+  return {imax(start, 0), imin(start + a.kernel, a.in)};
+}
+
+// Taps of window o that lie inside the input: positions are window_start(o) + tap · dilation.
+FASTOPS_INLINE Range window_taps(const PoolAxis& a, int64_t o) {
+  if (a.adaptive) return {0, ceil_div((o + 1) * a.in, a.out) - o * a.in / a.out};
+  const int64_t start = o * a.stride - a.pad;
+  return {start < 0 ? ceil_div(-start, a.dilation) : 0,
+          imin(a.kernel, start < a.in ? ceil_div(a.in - start, a.dilation) : 0)};
+}
+
+// Windows whose span covers position i, for dilation 1: the inverse of window().
+FASTOPS_INLINE Range windows_covering(const PoolAxis& a, int64_t i) {
+  if (a.adaptive) return {i * a.out / a.in, imin(ceil_div((i + 1) * a.out, a.in), a.out)};
+  // o·stride − pad ≤ i < o·stride − pad + kernel
+  return {imax(ceil_div(i + a.pad - a.kernel + 1, a.stride), 0), imin((i + a.pad) / a.stride + 1, a.out)};
+}
+
+// How many positions window o counts in an average: with padding, it reaches at most `pad` past the
+// input on either side (ceil_mode may let it start inside and end beyond).
+FASTOPS_INLINE int64_t window_count(const PoolAxis& a, int64_t o, bool include_pad) {
+  if (include_pad && !a.adaptive) {
+    const int64_t start = o * a.stride - a.pad;
+    return imin(start + a.kernel, a.in + a.pad) - start;
+  }
+  const Range r = window(a, o);
+  return r.end - r.begin;
+}
+
+}  // namespace fastops

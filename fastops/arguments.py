@@ -1,0 +1,74 @@
+"""Normalising and checking the arguments that torch's signatures allow."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FLOATING = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+
+def integer(op: str, name: str, value: Any) -> int:
+    """An int, from anything that is one; TypeError for a float or a bool."""
+    if isinstance(value, bool):
+        raise TypeError(f"{op}(): argument '{name}' must be int, not bool")
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{op}(): argument '{name}' must be int, not {type(value).__name__}") from None
+
+
+def pair(op: str, name: str, value: int | Sequence[int]) -> tuple[int, int]:
+    """(height, width) from an int or from a sequence of one or two."""
+    if isinstance(value, (tuple, list, torch.Size)):
+        if len(value) == 2:
+            return integer(op, name, value[0]), integer(op, name, value[1])
+        if len(value) == 1:
+            return (integer(op, name, value[0]),) * 2
+        raise RuntimeError(f"{op}: {name} must be an int or a tuple of two ints, got {value!r}")
+    return (integer(op, name, value),) * 2
+
+
+def positive(op: str, name: str, value: tuple[int, int]) -> tuple[int, int]:
+    """The pair, if both are positive; torch raises RuntimeError for these."""
+    if value[0] <= 0 or value[1] <= 0:
+        should = "should not be zero" if 0 in value else "should be positive"
+        raise RuntimeError(f"{op}: {name} {should}, got {value}")
+    return value
+
+
+def non_negative(op: str, name: str, value: tuple[int, int]) -> tuple[int, int]:
+    if value[0] < 0 or value[1] < 0:
+        raise RuntimeError(f"{op}: {name} must be non-negative, got {value}")
+    return value
+
+
+def tensor(op: str, name: str, x: Any, dtypes: tuple[torch.dtype, ...] = FLOATING) -> Tensor:
+    """x, if it is a strided tensor of one of the dtypes."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{op}(): argument '{name}' must be Tensor, not {type(x).__name__}")
+    if x.dtype not in dtypes:
+        known = ", ".join(str(d).removeprefix("torch.") for d in dtypes)
+        raise NotImplementedError(
+            f"{op}: {name} has dtype {x.dtype}, which is not supported; supported: {known}"
+        )
+    if x.layout is not torch.strided:
+        raise NotImplementedError(
+            f"{op}: {name} has layout {x.layout}; only dense (strided) tensors are supported"
+        )
+    return x
+
+
+def batched(op: str, x: Tensor) -> tuple[Tensor, bool]:
+    """An (N, C, H, W) view of a 3-d or 4-d input, and whether the batch was added."""
+    if x.dim() == 4:
+        return x, False
+    if x.dim() == 3:
+        return x.contiguous().unsqueeze(0), True
+    raise RuntimeError(
+        f"{op}: expected a 3-d (C, H, W) or 4-d (N, C, H, W) input, got shape {tuple(x.shape)}"
+    )

@@ -1,0 +1,79 @@
+"""The compiled kernels: the only file that sees addresses, streams and ``_C``'s launchers."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastops import _C
+
+
+def _share_openmp() -> str | None:
+    """Makes the CPU kernels run on the OpenMP runtime that torch has loaded; returns its path."""
+    try:
+        lines = Path("/proc/self/maps").read_text().splitlines()
+    except OSError:
+        return None
+    paths = {line.split()[-1] for line in lines if re.search(r"/lib(gomp|iomp5|omp)[-.][^/]*$", line)}
+    # Where there are several, torch's own is the one in its folder.
+    for path in sorted(paths, key=lambda p: ("/torch/lib/" not in p and "/torch.libs/" not in p, p)):
+        try:
+            address = ctypes.cast(ctypes.CDLL(path).GOMP_parallel, ctypes.c_void_p).value
+        except (OSError, AttributeError):
+            continue
+        if address:
+            _C.set_openmp_runtime(address)
+            return path
+    return None
+
+
+OPENMP_RUNTIME = _share_openmp()
+
+# The instruction set in use: the best one, unless FASTOPS_ISA names another.
+ISA = os.environ.get("FASTOPS_ISA") or _C.usable_isas()[-1]
+if ISA not in _C.usable_isas():
+    raise ValueError(f"FASTOPS_ISA={ISA}: this processor and build have {', '.join(_C.usable_isas())}")
+
+
+def _address(t: Tensor | None) -> int:
+    return 0 if t is None else t.data_ptr()
+
+
+def cpu_launcher(op: str, isa: str = ISA) -> Callable[..., None] | None:
+    """Runs the op's CPU kernel on torch's number of threads."""
+    kernel = getattr(getattr(_C, f"cpu_{isa}"), op, None)
+    if kernel is None:
+        return None
+
+    def launch(params: Any, *tensors: Tensor | None) -> None:
+        kernel(params, *map(_address, tensors), torch.get_num_threads())
+
+    return launch
+
+
+def cuda_launcher(op: str) -> Callable[..., None] | None:
+    """Runs the op's CUDA kernel on the current stream of the tensors' device."""
+    kernel = getattr(getattr(_C, "cuda", None), op, None)
+    if kernel is None:
+        return None
+
+    def launch(params: Any, *tensors: Tensor | None) -> None:
+        device = next(t.device for t in tensors if t is not None)
+        with torch.cuda.device(device):
+            kernel(params, *map(_address, tensors), torch.cuda.current_stream(device).cuda_stream)
+
+    return launch
+
+
+def describe(backend: str) -> str:
+    """Why a native backend serves a device, in a few words."""
+    if backend == "cpu":
+        return f"C++ kernels, {ISA} instructions"
+    return f"CUDA C++ kernels for sm_{_C.cuda_archs.replace(';', ', sm_')}"

@@ -1,0 +1,50 @@
+"""Memory layouts: which one a tensor has, and making a tensor dense in it.
+
+Kernels know two layouts, contiguous and channels_last. A tensor with other strides is copied once,
+here, into the layout that torch would give the result.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+CONTIGUOUS = torch.contiguous_format
+CHANNELS_LAST = torch.channels_last
+
+
+@lru_cache(maxsize=4096)
+def _format_of_strides(shape: tuple[int, ...], stride: tuple[int, ...]) -> torch.memory_format:
+    """torch's own rule (``suggest_memory_format``), which also decides when both layouts fit."""
+    if len(shape) != 4 or stride[1] == 0:
+        return CONTIGUOUS
+    least = 0
+    for d in (1, 3, 2, 0):
+        if shape[d] == 0 or stride[d] < least:
+            return CONTIGUOUS
+        # An (N, 1, 1, 1)-like tensor whose strides say nothing counts as contiguous.
+        if d == 0 and least == stride[1]:
+            return CONTIGUOUS
+        least = stride[d] * max(shape[d], 1)
+    return CHANNELS_LAST
+
+
+def format_of(x: Tensor) -> torch.memory_format:
+    """The layout that results computed from x should have."""
+    return _format_of_strides(x.shape, x.stride())
+
+
+def dense(x: Tensor, memory_format: torch.memory_format) -> Tensor:
+    """x itself if it is dense in the layout, else a copy that is."""
+    if x.is_neg():
+        x = x.resolve_neg()
+    return x if x.is_contiguous(memory_format=memory_format) else x.contiguous(memory_format=memory_format)
+
+
+def empty_like(
+    x: Tensor, shape: tuple[int, ...], memory_format: torch.memory_format, dtype: torch.dtype | None = None
+) -> Tensor:
+    """An uninitialised tensor on x's device, of x's dtype unless another is given."""
+    return torch.empty(shape, dtype=dtype or x.dtype, device=x.device, memory_format=memory_format)

@@ -1,0 +1,68 @@
+"""The test cases: one table per family, run by every test over every backend, dtype and layout.
+
+A case is one call of a function that torch.nn.functional and fastops.functional both have, with the
+reason why it is in the table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Case:
+    op: str  # the function's name
+    shapes: tuple[Shape, ...]  # of the tensor arguments, which come first
+    kwargs: dict[str, Any]
+    reason: str
+    # Builds the arguments from random tensors of those shapes, where random tensors alone will not do.
+    make: Callable[..., tuple[Any, ...]] | None = None
+    # Positions of the arguments to differentiate; by default every floating-point tensor.
+    wrt: tuple[int, ...] | None = None
+    # Sizes too large for gradcheck or for the slow oracle.
+    large: bool = False
+    dtypes: tuple[torch.dtype, ...] = field(
+        default=(torch.float64, torch.float32, torch.float16, torch.bfloat16)
+    )
+
+    def __str__(self) -> str:
+        shapes = " ".join("x".join(map(str, s)) for s in self.shapes)
+        options = " ".join(f"{k}={v}" for k, v in self.kwargs.items())
+        return f"{self.op} {shapes} {options}".replace(", ", ",").strip()
+
+    def arguments(
+        self, dtype: torch.dtype, channels_last: bool = False, device: str = "cpu", seed: int = 0
+    ) -> tuple[Any, ...]:
+        """Random arguments, the same for a given seed. 16-bit values are exact in every wider dtype."""
+        generator = torch.Generator().manual_seed(seed)
+        tensors = []
+        for shape in self.shapes:
+            t = (
+                torch.randn(shape, generator=generator, dtype=torch.float32)
+                .to(torch.bfloat16)
+                .to(device, dtype)
+            )
+            if channels_last and t.dim() == 4:
+                t = t.contiguous(memory_format=torch.channels_last)
+            tensors.append(t)
+        return tuple(tensors) if self.make is None else self.make(*tensors, **self.kwargs)
+
+    def differentiable(self, arguments: tuple[Any, ...]) -> tuple[int, ...]:
+        if self.wrt is not None:
+            return self.wrt
+        return tuple(
+            i for i, a in enumerate(arguments) if isinstance(a, Tensor) and a.dtype.is_floating_point
+        )
+
+
+def all_cases() -> list[Case]:
+    from tests.cases import pool
+
+    return [*pool.CASES]

@@ -1,0 +1,42 @@
+"""How close is close enough: relative to torch's own error at the same dtype."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def max_error(value: Tensor, reference: Tensor) -> float:
+    """Largest difference; equal infinities and NaNs in the same places count as equal."""
+    if value.numel() == 0:
+        return 0.0
+    difference = (value.double() - reference).abs()
+    same = (value.double() == reference) | (value.isnan() & reference.isnan())
+    return difference.masked_fill(same, 0).max().item()
+
+
+def assert_accurate(ours: Tensor, theirs: Tensor, reference: Tensor, what: str = "") -> None:
+    """Error against the fp64 reference ≤ 2 × torch's error at this dtype, plus a rounding floor.
+
+    The floor is two units in the last place of the largest value: where torch happens to round every
+    value right, one rounding more must not fail.
+    """
+    assert ours.shape == theirs.shape, f"{what}: shape {tuple(ours.shape)}, torch has {tuple(theirs.shape)}"
+    assert ours.dtype == theirs.dtype, f"{what}: dtype {ours.dtype}, torch has {theirs.dtype}"
+    error, torch_error = max_error(ours, reference), max_error(theirs, reference)
+    finite = reference[reference.isfinite()]
+    scale = finite.abs().max().item() if finite.numel() else 0.0
+    floor = 2 * torch.finfo(ours.dtype).eps * scale
+    assert error <= 2 * torch_error + floor, (
+        f"{what}: error {error:.3e}, torch's {torch_error:.3e}, floor {floor:.3e}"
+    )
+
+
+def assert_same_layout(ours: Tensor, theirs: Tensor) -> None:
+    """Same strides as the other tensor's, except along dimensions of size 1 or in empty tensors, where they say nothing."""
+    if ours.numel() == 0:
+        return
+    relevant = [i for i, size in enumerate(ours.shape) if size > 1]
+    assert [ours.stride(i) for i in relevant] == [theirs.stride(i) for i in relevant], (
+        f"strides {ours.stride()}, expected {theirs.stride()}, shape {tuple(ours.shape)}"
+    )

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "conv.h"
 #include "pool.h"
 #include "threads.h"
 
@@ -116,12 +117,35 @@ void bind_params(py::module_& m) {
       .field("adaptive", &PoolParams::adaptive)
       .field("count_include_pad", &PoolParams::count_include_pad)
       .field("divisor_override", &PoolParams::divisor_override);
+
+  ParamsClass<ConvParams>(m, "ConvParams")
+      .field("dtype", &ConvParams::dtype)
+      .field("channels_last", &ConvParams::channels_last)
+      .field("weight_channels_last", &ConvParams::weight_channels_last)
+      .field("n", &ConvParams::n)
+      .field("c", &ConvParams::c)
+      .field("k", &ConvParams::k)
+      .field("groups", &ConvParams::groups)
+      .field("in_", &ConvParams::in)
+      .field("out", &ConvParams::out)
+      .field("kernel", &ConvParams::kernel)
+      .field("stride", &ConvParams::stride)
+      .field("pad", &ConvParams::pad)
+      .field("dilation", &ConvParams::dilation);
 }
 
 // ---- launchers ---------------------------------------------------------------------------------
 
 template <cpu::Isa isa>
 void bind_cpu(py::module_ m) {
+  kernel(m, "conv", cpu::conv<isa>);
+  kernel(m, "conv_input_grad", cpu::conv_input_grad<isa>);
+  kernel(m, "conv_weight_grad", cpu::conv_weight_grad<isa>);
+  kernel(m, "conv_bias_grad", cpu::conv_bias_grad<isa>);
+  m.def("conv_workspace", cpu::conv_workspace<isa>);
+  m.def("conv_input_grad_workspace", cpu::conv_input_grad_workspace<isa>);
+  m.def("conv_weight_grad_workspace", cpu::conv_weight_grad_workspace<isa>);
+
   kernel(m, "avg_pool", cpu::avg_pool<isa>);
   kernel(m, "avg_pool_adjoint", cpu::avg_pool_adjoint<isa>);
 }

@@ -71,4 +71,69 @@ FASTOPS_INLINE int64_t window_count(const PoolAxis& a, int64_t o, bool include_p
   return r.end - r.begin;
 }
 
+// ---- convolution ---------------------------------------------------------------------------------
+
+// One spatial axis of "a sum over taps": output position out0 + g · out_step, for g in [0, grid), is
+// the sum over j in [0, taps) of weight tap (tap0 + j · tap_step) times the source element at
+// g · step + off0 + j · off_step, where that lies in [0, source). Both the convolution and each
+// stride phase of its input gradient have this form, so one kernel serves them.
+struct TapAxis {
+  int64_t source;
+  int64_t grid;
+  int64_t out0;
+  int64_t out_step;
+  int64_t step;
+  int64_t taps;
+  int64_t tap0;
+  int64_t tap_step;
+  int64_t off0;
+  int64_t off_step;
+};
+
+// y[o] = Σ_r w[r] · x[o · stride − pad + r · dilation].
+FASTOPS_INLINE TapAxis forward_taps(int64_t in, int64_t out, int64_t kernel, int64_t stride, int64_t pad,
+                                    int64_t dilation) {
+  return {in, out, 0, 1, stride, kernel, 0, 1, -pad, dilation};
+}
+
+FASTOPS_INLINE int64_t gcd(int64_t a, int64_t b) {
+  while (b != 0) {
+    const int64_t r = a % b;
+    a = b;
+    b = r;
+  }
+  return a;
+}
+
+// dx[i] = Σ_r w[r] · dy[(i + pad − r · dilation) / stride], over the r for which that divides. Which r
+// do depends on i mod stride only: for the positions phase, phase + stride, … they are tap0, tap0 +
+// stride / gcd(stride, dilation), …, and each r belongs to exactly one phase. No zero is multiplied.
+FASTOPS_INLINE TapAxis input_grad_taps(int64_t in, int64_t out, int64_t kernel, int64_t stride, int64_t pad,
+                                       int64_t dilation, int64_t phase) {
+  const int64_t tap_step = stride / gcd(stride, dilation);
+  int64_t tap0 = 0;
+  while (tap0 < tap_step && (phase + pad - tap0 * dilation) % stride != 0) ++tap0;
+  const int64_t taps = tap0 < imin(tap_step, kernel) ? ceil_div(kernel - tap0, tap_step) : 0;
+  return {out,
+          phase < in ? ceil_div(in - phase, stride) : 0,
+          phase,
+          stride,
+          1,
+          taps,
+          tap0,
+          tap_step,
+          floor_div(phase + pad - tap0 * dilation, stride),
+          -tap_step * dilation / stride};
+}
+
+// The grid positions g in [begin, end) ∩ [from, to) whose source element for tap j exists.
+FASTOPS_INLINE Range grid_inside(const TapAxis& a, int64_t j, int64_t from, int64_t to) {
+  const int64_t offset = a.off0 + j * a.off_step;
+  const bool unit = a.step == 1;  // the common case, spared two divisions
+  const int64_t begin = unit ? -offset : ceil_div(-offset, a.step);
+  const int64_t end = unit ? a.source - offset : floor_div(a.source - 1 - offset, a.step) + 1;
+  const Range r = {imax(begin, from), imin(end, to)};
+  return r.begin < r.end ? r : Range{from, from};
+}
+
 }  // namespace fastops

@@ -72,3 +72,32 @@ def batched(op: str, x: Tensor) -> tuple[Tensor, bool]:
     raise RuntimeError(
         f"{op}: expected a 3-d (C, H, W) or 4-d (N, C, H, W) input, got shape {tuple(x.shape)}"
     )
+
+
+def same_device(op: str, **tensors: Tensor | None) -> None:
+    """RuntimeError unless all tensors are on one device."""
+    devices = {name: t.device for name, t in tensors.items() if t is not None}
+    if len(set(devices.values())) > 1:
+        listed = ", ".join(f"{name} on {device}" for name, device in devices.items())
+        raise RuntimeError(f"{op}: expected all tensors to be on the same device, but got {listed}")
+
+
+def same_dtype(op: str, **tensors: Tensor | None) -> None:
+    """RuntimeError unless all tensors have one dtype."""
+    dtypes = {name: t.dtype for name, t in tensors.items() if t is not None}
+    if len(set(dtypes.values())) > 1:
+        listed = ", ".join(f"{name} {dtype}" for name, dtype in dtypes.items())
+        raise RuntimeError(f"{op}: expected all tensors to have the same dtype, but got {listed}")
+
+
+def autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The floating-point tensors in autocast's low precision, where autocast is on (fp64 stays)."""
+    first = next(t for t in tensors if t is not None)
+    device = first.device.type
+    if not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(
+        t.to(dtype) if t is not None and t.is_floating_point() and t.dtype is not torch.float64 else t
+        for t in tensors
+    )

@@ -33,7 +33,7 @@ def assert_accurate(ours: Tensor, theirs: Tensor, reference: Tensor, what: str =
 
 
 def assert_same_layout(ours: Tensor, theirs: Tensor) -> None:
-    """Same strides as the other tensor's, except along dimensions of size 1 or in empty tensors, where they say nothing."""
+    """Same strides, except where they say nothing: along dimensions of size 1, and in empty tensors."""
     if ours.numel() == 0:
         return
     relevant = [i for i, size in enumerate(ours.shape) if size > 1]

@@ -1,7 +1,7 @@
 """Which kernel serves a call, and why.
 
-Backends run raw ops on real tensors; they neither allocate nor differentiate. A *launcher* takes the
-params struct and the tensors of one call.
+Backends run raw ops on real tensors; they do not differentiate, and allocate nothing but scratch memory
+of their own. A *launcher* takes the params struct and the tensors of one call.
 """
 
 from __future__ import annotations

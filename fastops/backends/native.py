@@ -47,15 +47,22 @@ def _address(t: Tensor | None) -> int:
 
 
 def cpu_launcher(op: str, isa: str = ISA) -> Callable[..., None] | None:
-    """Runs the op's CPU kernel on torch's number of threads."""
-    kernel = getattr(getattr(_C, f"cpu_{isa}"), op, None)
+    """Runs the op's CPU kernel on torch's number of threads, with scratch memory if it wants any."""
+    kernels = getattr(_C, f"cpu_{isa}")
+    kernel = getattr(kernels, op, None)
+    workspace_bytes = getattr(kernels, f"{op}_workspace", None)
     if kernel is None:
         return None
+
+    def launch_with_workspace(params: Any, *tensors: Tensor | None) -> None:
+        threads = torch.get_num_threads()
+        scratch = torch.empty(workspace_bytes(params, threads), dtype=torch.uint8)
+        kernel(params, *map(_address, tensors), scratch.data_ptr(), threads)
 
     def launch(params: Any, *tensors: Tensor | None) -> None:
         kernel(params, *map(_address, tensors), torch.get_num_threads())
 
-    return launch
+    return launch if workspace_bytes is None else launch_with_workspace
 
 
 def cuda_launcher(op: str) -> Callable[..., None] | None:

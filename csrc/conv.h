@@ -1,0 +1,58 @@
+// Convolution: the contract between Python and the kernels. Three ops, each the gradient of the others.
+#pragma once
+
+#include <cstdint>
+
+#include "geometry.h"
+#include "isa.h"
+#include "types.h"
+
+namespace fastops {
+
+// x: (n, c, in), w: (k, c / groups, kernel), y: (n, k, out). x and y are dense in the same layout,
+// contiguous or channels_last; w is dense in either.
+struct ConvParams {
+  DType dtype = DType::kF32;
+  bool channels_last = false;         // x and y
+  bool weight_channels_last = false;  // w: (k, kernel, c / groups) in memory
+  int64_t n = 0;
+  int64_t c = 0;
+  int64_t k = 0;
+  int64_t groups = 1;
+  Extent in;
+  Extent out;
+  Extent kernel;
+  Extent stride;
+  Extent pad{0, 0, 0};  // before the first element; what follows the last one is implied by out
+  Extent dilation;
+};
+
+namespace cpu {
+
+// Bytes of scratch memory that each launcher below wants, for a given number of threads.
+template <Isa>
+int64_t conv_workspace(const ConvParams& p, int threads);
+template <Isa>
+int64_t conv_input_grad_workspace(const ConvParams& p, int threads);
+template <Isa>
+int64_t conv_weight_grad_workspace(const ConvParams& p, int threads);
+
+// y = x ∗ w + bias. bias: (k), or null.
+template <Isa>
+void conv(const ConvParams& p, const void* x, const void* w, const void* bias, void* y, void* workspace,
+          int threads);
+// dx = the transpose of x ↦ x ∗ w, applied to dy; plus bias: (c), or null (for conv_transpose).
+template <Isa>
+void conv_input_grad(const ConvParams& p, const void* dy, const void* w, const void* bias, void* dx,
+                     void* workspace, int threads);
+// dw = the transpose of w ↦ x ∗ w, applied to dy.
+template <Isa>
+void conv_weight_grad(const ConvParams& p, const void* dy, const void* x, void* dw, void* workspace,
+                      int threads);
+// db[k] = Σ dy over the batch and all positions.
+template <Isa>
+void conv_bias_grad(const ConvParams& p, const void* dy, void* db, int threads);
+
+}  // namespace cpu
+
+}  // namespace fastops

@@ -1,0 +1,27 @@
+// Depthwise convolution (every group has one input channel): see conv_depthwise.cpp.
+#pragma once
+
+#include <cstdint>
+
+#include "../conv.h"
+
+namespace fastops {
+namespace cpu {
+
+FASTOPS_INLINE bool is_depthwise(const ConvParams& p) { return p.groups == p.c && p.c > 1; }
+
+// Forward (source x, result y) or input gradient (source dy, result dx).
+template <Isa>
+void depthwise_conv(const ConvParams& p, bool input_grad, const void* source, const void* w, const void* bias,
+                    void* result, void* workspace, int threads);
+template <Isa>
+int64_t depthwise_workspace(const ConvParams& p, bool input_grad, int threads);
+
+template <Isa>
+void depthwise_weight_grad(const ConvParams& p, const void* dy, const void* x, void* dw, void* workspace,
+                           int threads);
+template <Isa>
+int64_t depthwise_weight_grad_workspace(const ConvParams& p, int threads);
+
+}  // namespace cpu
+}  // namespace fastops

@@ -1,0 +1,342 @@
+// Weight and bias gradient of a convolution on the CPU.
+//
+//   dw[o][i][tap] = Σ_position dy[o][position] · x[i][position · stride + offset(tap)]
+//
+// A matrix product whose depth is the positions of all images, taken in blocks. Per block and task dy
+// is packed once and used for every tap; x is packed per tap, six rows or one panel at a time.
+//   NCHW: rows are input channels (positions are contiguous: rows of x copy), columns result channels.
+//   channels_last: rows are result channels, columns input channels (channels are contiguous).
+// Small weights are also split over the positions; the partial sums are added in a fixed order.
+#include "../conv.h"
+#include "conv_depthwise.h"
+#include "dispatch.h"
+#include "gemm.h"
+#include "parallel.h"
+#include "tap_conv.h"
+
+namespace fastops {
+namespace cpu {
+namespace {
+
+int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+
+// Positions of a block: as deep as a tile goes.
+template <typename A>
+constexpr int64_t kPositions = kTileDepth<A>;
+// Rows of x (NCHW) are an odd number of cache lines apart.
+template <typename A>
+constexpr int64_t kRowStride = kPositions<A> + 64 / static_cast<int64_t>(sizeof(A));
+// dy of one task and block: 128 channels × 256 positions × 4 bytes = 128 KiB, in L2.
+constexpr int64_t kResultChannels = 128;
+// Columns of the im2col matrix per task. Packing dy (one step per element) is used by this many
+// columns; at 8 multiplications a step, 384 make it about 2 % of the work.
+constexpr int64_t kTapChannels = 384;
+// Enough tasks for the threads of a desktop: fewer are split over the positions.
+constexpr int64_t kMinTasks = 16;
+
+// How a call is divided; a pure function of the params.
+struct Division {
+  int64_t rows, columns;            // channels of a group along each side of the product
+  int64_t row_chunk, column_chunk;  // of one task
+  int64_t row_chunks, column_chunks;
+  int64_t padded;  // columns, to full panels
+  int64_t blocks;  // of positions
+  int64_t splits;  // of blocks
+  int64_t blocks_per_split;
+};
+template <typename A>
+Division divide(const TapConv& t, const TapAxes& a) {
+  const ConvParams& p = *t.p;
+  const int64_t nr = kTileColumns<A>;
+  Division d;
+  d.rows = p.channels_last ? t.outer : t.inner;
+  d.columns = p.channels_last ? t.inner : t.outer;
+  const int64_t wanted = ceil_div(kTapChannels, tap_count(a));
+  d.row_chunk = round_up(p.channels_last ? kResultChannels : imax(wanted, 48), kTileRows);
+  d.column_chunk = round_up(p.channels_last ? imax(wanted, 48) : kResultChannels, nr);
+  d.row_chunks = ceil_div(d.rows, d.row_chunk);
+  d.column_chunks = ceil_div(d.columns, d.column_chunk);
+  d.padded = round_up(d.columns, nr);
+  d.blocks = ceil_div(p.n * grid_size(a), kPositions<A>);
+  const int64_t tasks = imax(1, p.groups * d.row_chunks * d.column_chunks);
+  d.splits = imax(1, imin(d.blocks, ceil_div(kMinTasks, tasks)));
+  d.blocks_per_split = ceil_div(d.blocks, d.splits);
+  return d;
+}
+
+template <typename A>
+int64_t partial_elements(const TapConv& t, const TapAxes& a, const Division& d) {
+  return round_up(d.splits * t.p->groups * tap_count(a) * d.rows * d.padded, 16);
+}
+// Of one thread: packed dy, then packed x.
+template <typename A>
+int64_t scratch_elements(const Division& d, bool channels_last) {
+  const int64_t dy = kPositions<A> * (channels_last ? d.row_chunk : d.column_chunk);
+  const int64_t x = channels_last ? kPositions<A> * kTileColumns<A> : kTileRows * kRowStride<A>;
+  return round_up(dy, 16) + round_up(x, 16);
+}
+
+template <typename T>
+struct Call {
+  const TapConv& t;
+  const TapAxes& a;
+  const T* dy;
+  const T* x;
+};
+
+// dy of result channels [o0, o1) of group g, positions [begin, end):
+// to[o / unit][position][o % unit], zeros past the last channel.
+template <typename T>
+void pack_dy(const Call<T>& call, int64_t g, int64_t o0, int64_t o1, int64_t begin, int64_t end, int64_t unit,
+             Acc<T>* to) {
+  const TapConv& t = call.t;
+  const int64_t plane = volume(t.result), channels = t.outer * t.p->groups, depth = end - begin;
+  for (int64_t o = o0; o < o0 + round_up(o1 - o0, unit); ++o) {
+    Acc<T>* out = to + (o - o0) / unit * unit * depth + (o - o0) % unit;
+    if (o >= o1) {
+      for (int64_t i = 0; i < depth; ++i) out[i * unit] = 0;
+    } else if (t.p->channels_last) {
+      const T* from = call.dy + begin * channels + g * t.outer + o;
+      for (int64_t i = 0; i < depth; ++i) out[i * unit] = to_acc(from[i * channels]);
+    } else {
+      for (int64_t at = begin; at < end;) {
+        const int64_t n = at / plane, first = at % plane, count = imin(plane - first, end - at);
+        const T* from = call.dy + ((n * t.p->groups + g) * t.outer + o) * plane + first;
+        for (int64_t i = 0; i < count; ++i) out[(at - begin + i) * unit] = to_acc(from[i]);
+        at += count;
+      }
+    }
+  }
+}
+
+// NCHW: to[i - i0][position] = x of channels [i0, i1) under one tap.
+template <typename T>
+void pack_x_rows(const Call<T>& call, const Tap& tap, int64_t g, int64_t i0, int64_t i1, int64_t begin,
+                 int64_t end, Acc<T>* to) {
+  const TapConv& t = call.t;
+  const TapAxes& a = call.a;
+  const int64_t plane = volume(t.source);
+  for_each_image_run(a, begin, end, [&](int64_t n, const Run& run) {
+    const int64_t d = source_at(a.d, run.d, tap.d), h = source_at(a.h, run.h, tap.h);
+    const bool in = inside(a.d, d) && inside(a.h, h);
+    const Range r = in ? grid_inside(a.w, tap.w, run.w, run.w + run.count) : Range{run.w, run.w};
+    const int64_t place = (d * t.source.h + h) * t.source.w + source_at(a.w, r.begin, tap.w);
+    for (int64_t i = i0; i < i1; ++i) {
+      Acc<T>* row = to + (i - i0) * kRowStride<Acc<T>> + run.column;
+      zero_row(row, r.begin - run.w);
+      copy_row(call.x + ((n * t.p->groups + g) * t.inner + i) * plane + place, a.w.step,
+               row + (r.begin - run.w), r.end - r.begin);
+      zero_row(row + (r.end - run.w), run.w + run.count - r.end);
+    }
+  });
+}
+
+// channels_last: to[position][i - i0] = x of one panel of channels under one tap.
+template <typename T>
+void pack_x_panel(const Call<T>& call, const Tap& tap, int64_t g, int64_t i0, int64_t i1, int64_t begin,
+                  int64_t end, Acc<T>* to) {
+  using A = Acc<T>;
+  const TapConv& t = call.t;
+  const TapAxes& a = call.a;
+  const int64_t channels = t.inner * t.p->groups, nr = kTileColumns<A>;
+  for_each_image_run(a, begin, end, [&](int64_t n, const Run& run) {
+    const int64_t d = source_at(a.d, run.d, tap.d), h = source_at(a.h, run.h, tap.h);
+    const bool in = inside(a.d, d) && inside(a.h, h);
+    const Range r = in ? grid_inside(a.w, tap.w, run.w, run.w + run.count) : Range{run.w, run.w};
+    const T* from =
+        call.x +
+        (((n * t.source.d + d) * t.source.h + h) * t.source.w + source_at(a.w, r.begin, tap.w)) * channels +
+        g * t.inner + i0;
+    A* out = to + run.column * nr;
+    zero_row(out, (r.begin - run.w) * nr);
+    for (int64_t w = r.begin; w < r.end; ++w) {
+      A* row = out + (w - run.w) * nr;
+      copy_row(from + (w - r.begin) * a.w.step * channels, 1, row, i1 - i0);
+      zero_row(row + (i1 - i0), nr - (i1 - i0));
+    }
+    zero_row(out + (r.end - run.w) * nr, (run.w + run.count - r.end) * nr);
+  });
+}
+
+// partial[tap][row][column] of one task over its blocks of positions.
+template <typename T>
+void run_task(const Call<T>& call, const Division& div, int64_t g, int64_t row0, int64_t column0,
+              int64_t split, Acc<T>* partial, Acc<T>* scratch) {
+  using A = Acc<T>;
+  const TapConv& t = call.t;
+  const bool last = t.p->channels_last;
+  const int64_t nr = kTileColumns<A>, positions = t.p->n * grid_size(call.a);
+  const int64_t row1 = imin(row0 + div.row_chunk, div.rows),
+                column1 = imin(column0 + div.column_chunk, div.columns);
+  A* dy = scratch;
+  A* x = scratch + round_up(kPositions<A> * (last ? div.row_chunk : div.column_chunk), 16);
+
+  for (int64_t block = split * div.blocks_per_split; block < (split + 1) * div.blocks_per_split; ++block) {
+    const int64_t begin = block * kPositions<A>, end = imin(begin + kPositions<A>, positions);
+    if (begin >= end) break;
+    const int64_t depth = end - begin;
+    const bool first = block == split * div.blocks_per_split;
+    pack_dy(call, g, last ? row0 : column0, last ? row1 : column1, begin, end, last ? kTileRows : nr, dy);
+
+    const auto multiply = [&](int64_t tap, int64_t row, int64_t column, const A* const* rows,
+                              int64_t row_step, const A* panel) {
+      with_tile(imin(kTileRows, row1 - row), kTileVectors, [&](auto r, auto v) {
+        constexpr int R = decltype(r)::value, V = decltype(v)::value;
+        Tile<R, V, A> tile;
+        RowSet<A> a_rows;
+        A* to[R];
+        for (int m = 0; m < R; ++m) {
+          a_rows.rows[m] = rows[m];
+          to[m] = partial + (tap * div.rows + row + m) * div.padded + column;
+        }
+        tile.multiply(a_rows, row_step, panel, nr, depth);
+        tile.add_to(to, first, kLanes<A>, [](int, int) { return Vec<A>{}; });
+      });
+    };
+
+    const A* rows[kTileRows];
+    for (int64_t tap = 0; tap < tap_count(call.a); ++tap) {
+      const Tap at = tap_at(t, call.a, tap);
+      if (last) {
+        for (int64_t column = column0; column < column1; column += nr) {
+          pack_x_panel(call, at, g, column, imin(column + nr, column1), begin, end, x);
+          for (int64_t row = row0; row < row1; row += kTileRows) {
+            for (int m = 0; m < kTileRows; ++m) rows[m] = dy + (row - row0) * depth + m;
+            multiply(tap, row, column, rows, kTileRows, x);
+          }
+        }
+      } else {
+        for (int64_t row = row0; row < row1; row += kTileRows) {
+          pack_x_rows(call, at, g, row, imin(row + kTileRows, row1), begin, end, x);
+          for (int m = 0; m < kTileRows; ++m) rows[m] = x + m * kRowStride<A>;
+          for (int64_t column = column0; column < column1; column += nr)
+            multiply(tap, row, column, rows, 1, dy + (column - column0) * depth);
+        }
+      }
+    }
+  }
+}
+
+template <typename T>
+void run(const ConvParams& p, const T* dy, const T* x, T* dw, Acc<T>* memory, int threads) {
+  using A = Acc<T>;
+  const TapConv t = tap_conv(p, false);
+  const TapAxes a = tap_axes(t, 0);
+  const Division div = divide<A>(t, a);
+  const int64_t taps = tap_count(a), group = taps * div.rows * div.padded;
+  A* partial = memory;  // [split][group][tap][row][column]
+  A* scratch = memory + partial_elements<A>(t, a, div);
+  const int64_t scratch_size = scratch_elements<A>(div, p.channels_last);
+  const Call<T> call = {t, a, dy, x};
+
+  const int64_t chunks = div.row_chunks * div.column_chunks;
+  if (div.blocks > 0)
+    parallel_for(threads, div.splits * p.groups * chunks,
+                 div.blocks_per_split * kPositions<A> * taps * div.row_chunk * div.column_chunk / 8,
+                 [&](int64_t task, int slot) {
+                   const int64_t chunk = task % chunks, g = task / chunks % p.groups,
+                                 split = task / chunks / p.groups;
+                   run_task(call, div, g, chunk / div.column_chunks * div.row_chunk,
+                            chunk % div.column_chunks * div.column_chunk, split,
+                            partial + (split * p.groups + g) * group, scratch + slot * scratch_size);
+                 });
+
+  // dw = Σ_split partial, one result channel a task.
+  const int64_t splits = div.blocks > 0 ? div.splits : 0;
+  const int64_t used = splits == 0 ? 0 : ceil_div(div.blocks, div.blocks_per_split);
+  parallel_for(threads, p.k, t.inner * taps * (used + 1), [&](int64_t k, int) {
+    const int64_t g = k / t.outer, o = k % t.outer;
+    T* to = dw + weight_group(t, g) + o * t.w_outer;
+    for (int64_t tap = 0; tap < taps; ++tap)
+      for (int64_t i = 0; i < t.inner; ++i) {
+        const int64_t row = p.channels_last ? o : i, column = p.channels_last ? i : o;
+        const A* from = partial + g * group + (tap * div.rows + row) * div.padded + column;
+        A sum = 0;
+        for (int64_t split = 0; split < used; ++split) sum += from[split * p.groups * group];
+        to[i * t.w_inner + tap * t.w_tap] = from_acc<T>(sum);
+      }
+  });
+}
+
+template <typename T>
+void run_bias_grad(const ConvParams& p, const T* dy, T* db, int threads) {
+  using A = Acc<T>;
+  constexpr int64_t L = kLanes<A>;
+  const int64_t plane = volume(p.out);
+  if (p.channels_last) {
+    // A block of channels per task, summed along the positions in short runs whose sums are added in
+    // pairs of levels, so that the error grows with the runs and not with all positions.
+    parallel_for(threads, ceil_div(p.k, L), p.n * plane, [&](int64_t block, int) {
+      const int64_t k = block * L, count = imin(L, p.k - k);
+      Vec<A> total{};
+      for (int64_t i0 = 0; i0 < p.n * plane; i0 += 512) {
+        Vec<A> sum{};
+        const int64_t i1 = imin(i0 + 512, p.n * plane);
+        if (count == L)
+          for (int64_t i = i0; i < i1; ++i) sum += load(dy + i * p.k + k);
+        else
+          for (int64_t i = i0; i < i1; ++i) sum += load_first(dy + i * p.k + k, count);
+        total += sum;
+      }
+      store_first(db + k, total, count);
+    });
+    return;
+  }
+  parallel_for(threads, p.k, p.n * plane / L, [&](int64_t k, int) {
+    Vec<A> total{};
+    A rest = 0;
+    for (int64_t n = 0; n < p.n; ++n) {
+      const T* from = dy + (n * p.k + k) * plane;
+      int64_t i = 0;
+      for (int64_t i0 = 0; i0 + L <= plane; i0 += 512 * L) {
+        Vec<A> s0{}, s1{};
+        const int64_t i1 = imin(i0 + 512 * L, plane);
+        for (i = i0; i + 2 * L <= i1; i += 2 * L) s0 += load(from + i), s1 += load(from + i + L);
+        for (; i + L <= i1; i += L) s0 += load(from + i);
+        total += s0 + s1;
+      }
+      for (; i < plane; ++i) rest += to_acc(from[i]);
+    }
+    for (int64_t l = 0; l < L; ++l) rest += total[l];
+    db[k] = from_acc<T>(rest);
+  });
+}
+
+}  // namespace
+
+template <>
+int64_t conv_weight_grad_workspace<kIsa>(const ConvParams& p, int threads) {
+  if (is_depthwise(p)) return depthwise_weight_grad_workspace<kIsa>(p, threads);
+  int64_t bytes = 0;
+  dispatch_floating(p.dtype, [&](auto type) {
+    using A = Acc<typename decltype(type)::type>;
+    const TapConv t = tap_conv(p, false);
+    const TapAxes a = tap_axes(t, 0);
+    const Division d = divide<A>(t, a);
+    bytes = (partial_elements<A>(t, a, d) + threads * scratch_elements<A>(d, p.channels_last)) *
+            static_cast<int64_t>(sizeof(A));
+  });
+  return bytes;
+}
+
+template <>
+void conv_weight_grad<kIsa>(const ConvParams& p, const void* dy, const void* x, void* dw, void* workspace,
+                            int threads) {
+  if (is_depthwise(p)) return depthwise_weight_grad<kIsa>(p, dy, x, dw, workspace, threads);
+  dispatch_floating(p.dtype, [&](auto type) {
+    using T = typename decltype(type)::type;
+    run(p, static_cast<const T*>(dy), static_cast<const T*>(x), static_cast<T*>(dw),
+        static_cast<Acc<T>*>(workspace), threads);
+  });
+}
+
+template <>
+void conv_bias_grad<kIsa>(const ConvParams& p, const void* dy, void* db, int threads) {
+  dispatch_floating(p.dtype, [&](auto type) {
+    using T = typename decltype(type)::type;
+    run_bias_grad(p, static_cast<const T*>(dy), static_cast<T*>(db), threads);
+  });
+}
+
+}  // namespace cpu
+}  // namespace fastops

@@ -64,38 +64,51 @@ inline int64_t band_offset(const Band& b, const TapAxes& a, const Tap& tap, int6
   return (tap.d * b.source_rows + h) * b.row_stride + column;
 }
 
-// Fills the band for grid rows from `row` on, of grid slice gd. `from` is the image (channels_last) or
-// the plane (NCHW) of the source, of `channels` channels; channel c of the block (c < count) is the
-// source's channel first + c · multiply / divide.
+// From one grid row of a band to the next.
+inline int64_t band_row_step(const Band& b, const TapAxes& a) { return a.h.step * b.row_stride; }
+
+// Which channel of the source belongs to result channel r, for source channel i of its group.
+struct ChannelMap {
+  int64_t inner, outer;  // channels of a group on the source's and the result's side
+  int64_t operator()(int64_t r, int64_t i) const { return r / outer * inner + i; }
+};
+
+// Fills the band for grid rows from `row` on, of grid slice gd, from one image of the source of
+// `channels` channels. Channel c of the block, c < count, is source channel map(r0 + c, i).
 template <typename T>
-void fill_band(const Band& b, const TapAxes& a, const Extent& size, bool channels_last, const T* from,
-               int64_t gd, int64_t row, int64_t channels, int64_t first, int64_t count, int64_t multiply,
-               int64_t divide, int64_t block_start, Acc<T>* to) {
-  using A = Acc<T>;
-  zero_row(to, b.elements);
-  const int64_t begin = imax(0, -b.min_w), end = imin(b.width, size.w - b.min_w);
+void fill_band(const Band& b, const TapAxes& a, const Extent& size, bool channels_last, const T* image,
+               int64_t channels, int64_t gd, int64_t row, const ChannelMap& map, int64_t r0, int64_t count,
+               int64_t i, Acc<T>* to) {
+  int64_t channel[kChannelBlock];
+  for (int64_t c = 0; c < count; ++c) channel[c] = map(r0 + c, i);
+  const bool identity = map.inner == 1 && map.outer == 1;
+  const int64_t begin = imax(0, -b.min_w), end = imax(begin, imin(b.width, size.w - b.min_w));
   for (int64_t td = 0; td < a.d.taps; ++td) {
     const int64_t d = source_at(a.d, gd, td);
-    if (!inside(a.d, d)) continue;
     for (int64_t r = 0; r < b.source_rows; ++r) {
       const int64_t h = row * a.h.step + b.min_h + r;
-      if (!inside(a.h, h)) continue;
-      A* out = to + (td * b.source_rows + r) * b.row_stride;
-      const T* line = from + (d * size.h + h) * size.w * channels;
-      if (channels_last) {
-        for (int64_t w = begin; w < end; ++w) {
-          const T* pixel = line + (w + b.min_w) * channels + first;
-          if (multiply == 1 && divide == 1)
-            copy_row(pixel + block_start, 1, out + w * b.block, count);
+      Acc<T>* out = to + (td * b.source_rows + r) * b.row_stride;
+      if (!inside(a.d, d) || !inside(a.h, h)) {
+        zero_row(out, b.row_stride);
+      } else if (channels_last) {
+        const T* pixel = image + ((d * size.h + h) * size.w + begin + b.min_w) * channels;
+        zero_row(out, begin * b.block);
+        for (int64_t w = begin; w < end; ++w, pixel += channels) {
+          Acc<T>* lanes = out + w * b.block;
+          if (identity)
+            copy_row(pixel + r0, 1, lanes, count);
           else
-            for (int64_t c = 0; c < count; ++c)
-              out[w * b.block + c] = to_acc(pixel[(block_start + c) * multiply / divide]);
+            for (int64_t c = 0; c < count; ++c) lanes[c] = to_acc(pixel[channel[c]]);
+          zero_row(lanes + count, b.block - count);
         }
+        zero_row(out + end * b.block, b.row_stride - end * b.block);
       } else {
+        const T* line = image + channel[0] * volume(size) + (d * size.h + h) * size.w + b.min_w;
+        zero_row(out, b.row_stride);
         for (int64_t phase = 0; phase < a.w.step; ++phase) {
           const int64_t w0 = begin + (phase - begin % a.w.step + a.w.step) % a.w.step;
           if (w0 < end)
-            copy_row(line + w0 + b.min_w, a.w.step, out + phase * b.phase_stride + w0 / a.w.step,
+            copy_row(line + w0, a.w.step, out + phase * b.phase_stride + w0 / a.w.step,
                      ceil_div(end - w0, a.w.step));
         }
       }

@@ -118,14 +118,30 @@ void pack_weights(const TapConv& t, const TapAxes& a, const T* w, Acc<T>* to, in
   const int64_t taps = tap_count(a), depth = taps * t.inner;
   const bool panels = t.p->channels_last;
   const int64_t nr = kTileColumns<A>;
-  for (int64_t tap = 0; tap < taps; ++tap) {
-    const int64_t place = tap_at(t, a, tap).index * t.w_tap;
-    for (int64_t o = o0; o < o1; ++o) {
-      const T* from = w + o * t.w_outer + place;
-      A* row = panels ? to + o / nr * depth * nr + o % nr : to + o * depth;
-      const int64_t unit = panels ? nr : 1, step = unit * (tap_fastest(t) ? taps : 1);
-      row += tap_fastest(t) ? tap * unit : tap * t.inner * unit;
-      for (int64_t i = 0; i < t.inner; ++i) row[i * step] = to_acc(from[i * t.w_inner]);
+  const int64_t unit = panels ? nr : 1;  // from one k to the next
+  const int64_t k_channel = tap_fastest(t) ? taps : 1, k_tap = tap_fastest(t) ? 1 : t.inner;
+  const auto row = [&](int64_t o) { return panels ? to + o / nr * depth * nr + o % nr : to + o * depth; };
+  // The loop over what lies closest in memory is the innermost.
+  if (tap_fastest(t)) {
+    for (int64_t i = 0; i < t.inner; ++i)
+      for (int64_t o = o0; o < o1; ++o)
+        for (int64_t line = 0; line < taps; line += a.w.taps) {
+          const T* from = w + o * t.w_outer + i * t.w_inner + tap_at(t, a, line).index;
+          A* out = row(o) + i * taps + line;
+          for (int64_t j = 0; j < a.w.taps; ++j) out[j] = to_acc(from[j * a.w.tap_step]);
+        }
+  } else {
+    for (int64_t tap = 0; tap < taps; ++tap) {
+      const T* from = w + tap_at(t, a, tap).index * t.w_tap;
+      const int64_t k = tap * k_tap;
+      if (t.w_outer < t.w_inner)
+        for (int64_t i = 0; i < t.inner; ++i)
+          for (int64_t o = o0; o < o1; ++o)
+            row(o)[(k + i * k_channel) * unit] = to_acc(from[o * t.w_outer + i * t.w_inner]);
+      else
+        for (int64_t o = o0; o < o1; ++o)
+          for (int64_t i = 0; i < t.inner; ++i)
+            row(o)[(k + i * k_channel) * unit] = to_acc(from[o * t.w_outer + i * t.w_inner]);
     }
   }
   if (panels)
@@ -147,30 +163,38 @@ struct Call {
 
 // ---- NCHW ----------------------------------------------------------------------------------------
 
-// B[k][column] for k in [k0, k1) and the positions [begin, end) of image n.
+// B[k][column] for k in [k0, k1) and the positions [begin, end) of image n. What depends on the run of
+// positions and on the tap alone is worked out once for all channels.
 template <typename T>
 void gather_plane_block(const Call<T>& call, const TapAxes& a, int64_t n, int64_t g, int64_t begin,
                         int64_t end, int64_t k0, int64_t k1, Acc<T>* b) {
+  using A = Acc<T>;
   const TapConv& t = call.t;
   const int64_t taps = tap_count(a), plane = volume(t.source);
   const T* image = call.source + (n * t.p->groups + g) * t.inner * plane;
-  const int64_t width = round_up(end - begin, kTileColumns<Acc<T>>);
-  for (int64_t k = k0; k < k1; ++k, b += kPlaneStride<Acc<T>>) {
-    const int64_t i = tap_fastest(t) ? k / taps : k % t.inner;
-    const Tap tap = tap_at(t, a, tap_fastest(t) ? k % taps : k / t.inner);
-    const T* channel = image + i * plane;
-    for_each_run(a, begin, end, [&](const Run& run) {
-      Acc<T>* to = b + run.column;
+  const int64_t k_channel = tap_fastest(t) ? taps : 1, k_tap = tap_fastest(t) ? 1 : t.inner;
+  for_each_run(a, begin, end, [&](const Run& run) {
+    for (int64_t j = 0; j < taps; ++j) {
+      // The channels i for which k = i · k_channel + j · k_tap is in the block.
+      const int64_t i0 = imax(0, ceil_div(k0 - j * k_tap, k_channel));
+      const int64_t i1 = imin(t.inner, ceil_div(k1 - j * k_tap, k_channel));
+      if (i0 >= i1) continue;
+      const Tap tap = tap_at(t, a, j);
       const int64_t d = source_at(a.d, run.d, tap.d), h = source_at(a.h, run.h, tap.h);
-      if (!inside(a.d, d) || !inside(a.h, h)) return zero_row(to, run.count);
-      const Range r = grid_inside(a.w, tap.w, run.w, run.w + run.count);
-      const T* from = channel + (d * t.source.h + h) * t.source.w + source_at(a.w, r.begin, tap.w);
-      zero_row(to, r.begin - run.w);
-      copy_row(from, a.w.step, to + (r.begin - run.w), r.end - r.begin);
-      zero_row(to + (r.end - run.w), run.w + run.count - r.end);
-    });
-    zero_row(b + (end - begin), width - (end - begin));
-  }
+      const bool in = inside(a.d, d) && inside(a.h, h);
+      const Range r = in ? grid_inside(a.w, tap.w, run.w, run.w + run.count) : Range{run.w, run.w};
+      const T* from = image + (d * t.source.h + h) * t.source.w + source_at(a.w, r.begin, tap.w);
+      for (int64_t i = i0; i < i1; ++i) {
+        A* to = b + (i * k_channel + j * k_tap - k0) * kPlaneStride<A> + run.column;
+        zero_row(to, r.begin - run.w);
+        copy_row(from + i * plane, a.w.step, to + (r.begin - run.w), r.end - r.begin);
+        zero_row(to + (r.end - run.w), run.w + run.count - r.end);
+      }
+    }
+  });
+  const int64_t used = end - begin, width = round_up(used, kTileColumns<A>);
+  for (int64_t k = 0; k < k1 - k0 && used < width; ++k)
+    zero_row(b + k * kPlaneStride<A> + used, width - used);
 }
 
 // Result channels [o0, o1) of group g, image n, positions [begin, end) of the grid.
@@ -390,25 +414,27 @@ int64_t workspace_typed(const ConvParams& p, bool input_grad, int threads) {
 
 template <>
 int64_t conv_workspace<kIsa>(const ConvParams& p, int threads) {
-  return is_depthwise(p) ? depthwise_workspace<kIsa>(p, false, threads) : workspace_typed(p, false, threads);
+  return few_channels_per_group(p) ? depthwise_workspace<kIsa>(p, false, threads)
+                                   : workspace_typed(p, false, threads);
 }
 
 template <>
 int64_t conv_input_grad_workspace<kIsa>(const ConvParams& p, int threads) {
-  return is_depthwise(p) ? depthwise_workspace<kIsa>(p, true, threads) : workspace_typed(p, true, threads);
+  return few_channels_per_group(p) ? depthwise_workspace<kIsa>(p, true, threads)
+                                   : workspace_typed(p, true, threads);
 }
 
 template <>
 void conv<kIsa>(const ConvParams& p, const void* x, const void* w, const void* bias, void* y, void* workspace,
                 int threads) {
-  if (is_depthwise(p)) return depthwise_conv<kIsa>(p, false, x, w, bias, y, workspace, threads);
+  if (few_channels_per_group(p)) return depthwise_conv<kIsa>(p, false, x, w, bias, y, workspace, threads);
   run_typed(p, false, x, w, bias, y, workspace, threads);
 }
 
 template <>
 void conv_input_grad<kIsa>(const ConvParams& p, const void* dy, const void* w, const void* bias, void* dx,
                            void* workspace, int threads) {
-  if (is_depthwise(p)) return depthwise_conv<kIsa>(p, true, dy, w, bias, dx, workspace, threads);
+  if (few_channels_per_group(p)) return depthwise_conv<kIsa>(p, true, dy, w, bias, dx, workspace, threads);
   run_typed(p, true, dy, w, bias, dx, workspace, threads);
 }
 

@@ -1,8 +1,9 @@
-// Depthwise convolution on the CPU: forward, input gradient, weight gradient.
+// Depthwise convolution on the CPU, forward, input gradient and weight gradient; and channels_last
+// convolution with small groups.
 //
 // Few multiplications per element: the work is loads. A band of source rows is converted and padded
-// once (band.h), then every result is a register sum over its taps: four vectors at a time along W
-// (NCHW) or four positions of one vector of channels (channels_last), so that four FMAs share a weight.
+// once (band.h), then every result is a register sum over its taps, four vectors at a time, so that
+// four FMAs share a weight: along W and H (NCHW), or four positions (channels_last).
 #include "conv_depthwise.h"
 
 #include "band.h"
@@ -18,12 +19,28 @@ int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 // Fewer tasks than this: images are split into ranges of rows in the weight gradient.
 constexpr int64_t kMinTasks = 16;
 
+// Elements of A that hold the offset of every tap within a band.
+template <typename A>
+int64_t offset_elements(const ConvParams& p) {
+  return round_up(volume(p.kernel) * static_cast<int64_t>(sizeof(int64_t) / sizeof(A) + 1), 16);
+}
+void fill_offsets(const TapConv& t, const TapAxes& a, const Band& b, int64_t* offsets) {
+  for (int64_t tap = 0; tap < tap_count(a); ++tap)
+    offsets[tap] = band_offset(b, a, tap_at(t, a, tap), 0, t.p->channels_last);
+}
+
 // ---- forward and input gradient --------------------------------------------------------------------
+
+// Elements from one row of sums to the next. Vector stores may reach past the last position.
+template <typename A>
+int64_t sums_stride(const TapAxes& a, const Band& b) {
+  return (a.w.grid + 4 * kLanes<A>)*b.block;
+}
 
 // Scratch of one thread, in accumulation elements: the band, then sums of its rows.
 template <typename A>
 int64_t scratch_elements(const TapAxes& a, const Band& b) {
-  return round_up(b.elements, 16) + round_up(b.rows * (a.w.grid + 4 * kLanes<A>)*b.block, 16);
+  return round_up(b.elements, 16) + round_up(b.rows * sums_stride<A>(a, b), 16);
 }
 
 template <typename A>
@@ -37,54 +54,90 @@ int64_t largest_scratch(const TapConv& t) {
   return most;
 }
 
-// sums[w] += Σ_tap weight[tap] · band, for one grid row of one channel. Weights are `stride` apart.
-template <typename T>
-void plane_row(const TapConv& t, const TapAxes& a, const Band& b, const T* w, const Acc<T>* band, int64_t row,
-               Acc<T>* sums) {
-  using A = Acc<T>;
+// One band of one call: taps, and where things are.
+template <typename A>
+struct BandSum {
+  int64_t taps;
+  const int64_t* offsets;  // of each tap in the band
+  const A* weights;        // [tap][channel of the block]
+  const A* band;
+  int64_t band_row;  // from one row to the next
+  A* sums;
+  int64_t sums_row;
+  int64_t rows, columns;
+};
+
+// NCHW: sums += Σ_tap weight · band. Four vectors at once: 4 of one row, 2 of two, or 1 of four.
+template <typename A>
+void add_planes(const BandSum<A>& s) {
   constexpr int64_t L = kLanes<A>;
-  for (int64_t x = 0; x < a.w.grid; x += 4 * L) {
-    Vec<A> s0 = load(sums + x), s1 = load(sums + x + L), s2 = load(sums + x + 2 * L),
-           s3 = load(sums + x + 3 * L);
-    for (int64_t tap = 0; tap < tap_count(a); ++tap) {
-      const Tap at = tap_at(t, a, tap);
-      const Vec<A> weight = broadcast(to_acc(w[at.index * t.w_tap]));
-      const A* from = band + band_offset(b, a, at, row, false) + x;
-      s0 += weight * load(from);
-      s1 += weight * load(from + L);
-      s2 += weight * load(from + 2 * L);
-      s3 += weight * load(from + 3 * L);
+  const int64_t needed = ceil_div(s.columns, L), vectors = needed > 2 ? 4 : needed, rows = 4 / vectors;
+  for (int64_t y = 0; y < s.rows; y += rows)
+    for (int64_t x = 0; x < s.columns; x += vectors * L) {
+      const A* from[4];
+      A* to[4];
+      for (int64_t u = 0; u < 4; ++u) {  // past the last row: once more the last one, with the same result
+        const int64_t row = imin(y + u / vectors, s.rows - 1), column = x + u % vectors * L;
+        from[u] = s.band + row * s.band_row + column;
+        to[u] = s.sums + row * s.sums_row + column;
+      }
+      Vec<A> s0 = load(to[0]), s1 = load(to[1]), s2 = load(to[2]), s3 = load(to[3]);
+      for (int64_t tap = 0; tap < s.taps; ++tap) {
+        const Vec<A> weight = broadcast(s.weights[tap]);
+        const int64_t offset = s.offsets[tap];
+        s0 += weight * load(from[0] + offset);
+        s1 += weight * load(from[1] + offset);
+        s2 += weight * load(from[2] + offset);
+        s3 += weight * load(from[3] + offset);
+      }
+      store(to[0], s0);
+      store(to[1], s1);
+      store(to[2], s2);
+      store(to[3], s3);
     }
-    store(sums + x, s0);
-    store(sums + x + L, s1);
-    store(sums + x + 2 * L, s2);
-    store(sums + x + 3 * L, s3);
-  }
 }
 
-// The same for a block of channels; weights are [tap][channel of the block].
+// channels_last: the same for a block of channels, four positions at once. `step`: from one to the next.
 template <typename A>
-void row_of_blocks(const TapConv& t, const TapAxes& a, const Band& b, const A* weights, const A* band,
-                   int64_t row, A* sums) {
-  constexpr int64_t L = kLanes<A>;
-  const int64_t step = a.w.step * b.block;
-  for (int64_t c = 0; c < b.block; c += L)
-    for (int64_t x = 0; x < a.w.grid; x += 4) {
-      A* to = sums + x * b.block + c;
-      Vec<A> s0 = load(to), s1 = load(to + b.block), s2 = load(to + 2 * b.block), s3 = load(to + 3 * b.block);
-      for (int64_t tap = 0; tap < tap_count(a); ++tap) {
-        const Vec<A> weight = load(weights + tap * b.block + c);
-        const A* from = band + band_offset(b, a, tap_at(t, a, tap), row, true) + x * step + c;
-        s0 += weight * load(from);
-        s1 += weight * load(from + step);
-        s2 += weight * load(from + 2 * step);
-        s3 += weight * load(from + 3 * step);
+void add_blocks(const BandSum<A>& s, int64_t block, int64_t step) {
+  for (int64_t y = 0; y < s.rows; ++y)
+    for (int64_t x = 0; x < s.columns; x += 4)
+      for (int64_t c = 0; c < block; c += kLanes<A>) {
+        const A* from = s.band + y * s.band_row + x * step + c;
+        A* to = s.sums + y * s.sums_row + x * block + c;
+        Vec<A> s0 = load(to), s1 = load(to + block), s2 = load(to + 2 * block), s3 = load(to + 3 * block);
+        for (int64_t tap = 0; tap < s.taps; ++tap) {
+          const Vec<A> weight = load(s.weights + tap * block + c);
+          const A* at = from + s.offsets[tap];
+          s0 += weight * load(at);
+          s1 += weight * load(at + step);
+          s2 += weight * load(at + 2 * step);
+          s3 += weight * load(at + 3 * step);
+        }
+        store(to, s0);
+        store(to + block, s1);
+        store(to + 2 * block, s2);
+        store(to + 3 * block, s3);
       }
-      store(to, s0);
-      store(to + b.block, s1);
-      store(to + 2 * b.block, s2);
-      store(to + 3 * b.block, s3);
-    }
+}
+
+// The weights of a phase as [block of result channels][i][tap][channel of the block].
+template <typename T>
+void pack_weights(const TapConv& t, const TapAxes& a, int64_t block, const T* w, Acc<T>* to) {
+  const int64_t taps = tap_count(a), channels = t.outer * t.p->groups;
+  zero_row(to, round_up(channels, block) * t.inner * taps);
+  for (int64_t tap = 0; tap < taps; ++tap) {
+    const int64_t place = tap_at(t, a, tap).index * t.w_tap;
+    for (int64_t g = 0, r = 0; g < t.p->groups; ++g)
+      for (int64_t o = 0; o < t.outer; ++o, ++r)
+        for (int64_t i = 0; i < t.inner; ++i)
+          to[((r / block * t.inner + i) * taps + tap) * block + r % block] =
+              to_acc(w[weight_group(t, g) + o * t.w_outer + i * t.w_inner + place]);
+  }
+}
+template <typename A>
+int64_t weight_elements(const TapConv& t) {
+  return round_up(round_up(t.outer * t.p->groups, kChannelBlock) * t.inner * volume(t.p->kernel), 16);
 }
 
 template <typename T>
@@ -94,11 +147,10 @@ void run(const TapConv& t, const T* source, const T* w, const T* bias, T* result
   const ConvParams& p = *t.p;
   const bool last = p.channels_last;
   const int64_t source_channels = t.inner * p.groups, result_channels = t.outer * p.groups;
-  const int64_t scratch_size = largest_scratch<A>(t), all_taps = volume(p.kernel);
-  // channels_last: the weights as [block of channels][i][tap][channel of the block], in front.
-  A* packed = memory;
-  A* scratch =
-      memory + (last ? round_up(round_up(result_channels, kChannelBlock) * t.inner * all_taps, 16) : 0);
+  const int64_t scratch_size = round_up(largest_scratch<A>(t), 16);
+  int64_t* offsets = reinterpret_cast<int64_t*>(memory);
+  A* packed = memory + offset_elements<A>(p);
+  A* scratch = packed + weight_elements<A>(t);
 
   for (int64_t phase = 0; phase < phases(t); ++phase) {
     const TapAxes a = tap_axes(t, phase);
@@ -106,53 +158,51 @@ void run(const TapConv& t, const T* source, const T* w, const T* bias, T* result
     const int64_t taps = tap_count(a);
     const Band b = make_band<A>(a, last, result_channels);
     const int64_t blocks = ceil_div(result_channels, b.block), bands = ceil_div(a.h.grid, b.rows);
-    if (last)
-      for (int64_t r = 0; r < blocks * b.block; ++r)
-        for (int64_t i = 0; i < t.inner; ++i)
-          for (int64_t tap = 0; tap < taps; ++tap)
-            packed[((r / b.block * t.inner + i) * taps + tap) * b.block + r % b.block] =
-                r < result_channels ? to_acc(w[weight_group(t, r / t.outer) + r % t.outer * t.w_outer +
-                                               i * t.w_inner + tap_at(t, a, tap).index * t.w_tap])
-                                    : A(0);
+    fill_offsets(t, a, b, offsets);
+    pack_weights(t, a, b.block, w, packed);
 
-    const int64_t work = b.rows * a.w.grid * b.block * (taps + 2) / kLanes<A>;
+    const int64_t work = b.rows * a.w.grid * b.block * (taps * t.inner + 2) / kLanes<A>;
     parallel_for(threads, p.n * blocks * a.d.grid * bands, work, [&](int64_t task, int slot) {
       const int64_t row = task % bands * b.rows, gd = task / bands % a.d.grid,
                     block = task / bands / a.d.grid % blocks, n = task / bands / a.d.grid / blocks;
-      const int64_t rows = imin(b.rows, a.h.grid - row), r0 = block * b.block;
-      const int64_t count = imin(b.block, result_channels - r0), g = r0 / t.outer;  // g: NCHW only
-      A* band = scratch + slot * round_up(scratch_size, 16);
+      const int64_t r0 = block * b.block, count = imin(b.block, result_channels - r0);
+      A* band = scratch + slot * scratch_size;
       A* sums = band + round_up(b.elements, 16);
-      const int64_t line = (a.w.grid + 4 * kLanes<A>)*b.block;
+      BandSum<A> s = {taps,
+                      offsets,
+                      nullptr,
+                      band,
+                      band_row_step(b, a),
+                      sums,
+                      sums_stride<A>(a, b),
+                      imin(b.rows, a.h.grid - row),
+                      a.w.grid};
 
-      for (int64_t i = 0; i < rows * line; ++i) {
-        const int64_t c = i % b.block;
-        sums[i] = bias != nullptr && c < count ? to_acc(bias[r0 + c]) : A(0);
-      }
+      A start[kChannelBlock] = {};
+      for (int64_t c = 0; c < count && bias != nullptr; ++c) start[c] = to_acc(bias[r0 + c]);
+      for (int64_t at = 0; at < s.rows * s.sums_row; at += b.block)
+        for (int64_t c = 0; c < b.block; ++c) sums[at + c] = start[c];
+
+      const T* image = source + n * volume(t.source) * source_channels;
       for (int64_t i = 0; i < t.inner && taps > 0; ++i) {
-        if (last) {
-          fill_band(b, a, t.source, true, source + n * volume(t.source) * source_channels, gd, row,
-                    source_channels, i, count, t.inner, t.outer, r0, band);
-          for (int64_t y = 0; y < rows; ++y)
-            row_of_blocks(t, a, b, packed + (block * t.inner + i) * taps * b.block, band, y, sums + y * line);
-        } else {
-          fill_band(b, a, t.source, false,
-                    source + (n * source_channels + g * t.inner + i) * volume(t.source), gd, row, 1, 0, 1, 1,
-                    1, 0, band);
-          for (int64_t y = 0; y < rows; ++y)
-            plane_row(t, a, b, w + weight_group(t, g) + r0 % t.outer * t.w_outer + i * t.w_inner, band, y,
-                      sums + y * line);
-        }
+        fill_band(b, a, t.source, last, image, source_channels, gd, row, {t.inner, t.outer}, r0, count, i,
+                  band);
+        s.weights = packed + (block * t.inner + i) * taps * b.block;
+        if (last)
+          add_blocks(s, b.block, a.w.step * b.block);
+        else
+          add_planes(s);
       }
-      for (int64_t y = 0; y < rows; ++y) {
+      for (int64_t y = 0; y < s.rows; ++y) {
         const int64_t at = (result_at(a.d, gd) * t.result.h + result_at(a.h, row + y)) * t.result.w;
         if (last) {
-          T* to = result + (n * volume(t.result) + at) * result_channels + r0;
+          T* to = result + (n * volume(t.result) + at + a.w.out0) * result_channels + r0;
           for (int64_t x = 0; x < a.w.grid; ++x)
-            write_row<T>(sums + y * line + x * b.block, to + result_at(a.w, x) * result_channels, 1, count);
+            write_row<T>(sums + y * s.sums_row + x * b.block, to + x * a.w.out_step * result_channels, 1,
+                         count);
         } else {
           T* to = result + (n * result_channels + r0) * volume(t.result) + at + a.w.out0;
-          write_row<T>(sums + y * line, to, a.w.out_step, a.w.grid);
+          write_row<T>(sums + y * s.sums_row, to, a.w.out_step, a.w.grid);
         }
       }
     });
@@ -177,8 +227,8 @@ int64_t weight_scratch(const TapAxes& a, const Band& b) {
 
 // sums[tap] += dy · x over one row, lane by lane, for up to four taps along W at once.
 template <typename A>
-void weight_row(const TapConv& t, const TapAxes& a, const Band& b, bool last, const A* dy, const A* band,
-                int64_t row, A* sums) {
+void weight_row(const TapAxes& a, const Band& b, bool last, const A* dy, const A* band,
+                const int64_t* offsets, A* sums) {
   constexpr int64_t L = kLanes<A>;
   const int64_t unit = imax(b.block, L), step = last ? a.w.step * b.block : L;
   const int64_t count = last ? a.w.grid : a.w.grid / L, dy_step = last ? b.block : L;
@@ -190,7 +240,7 @@ void weight_row(const TapConv& t, const TapAxes& a, const Band& b, bool last, co
         Vec<A> s[4] = {};  // of this row alone: short sums keep the rounding error small
         for (int64_t j = 0; j < 4; ++j) {
           const int64_t tap = first + imin(j, some - 1);
-          from[j] = band + band_offset(b, a, tap_at(t, a, tap), row, last) + (last ? c : 0);
+          from[j] = band + offsets[tap] + (last ? c : 0);
         }
         for (int64_t x = 0; x < count; ++x) {
           const Vec<A> g = load(dy + x * dy_step + (last ? c : 0));
@@ -217,14 +267,16 @@ void run_weight_grad(const ConvParams& p, const T* dy, const T* x, T* dw, Acc<T>
   const TapConv t = tap_conv(p, false);
   const TapAxes a = tap_axes(t, 0);
   const bool last = p.channels_last;
-  const int64_t taps = tap_count(a), multiplier = t.outer;
+  const int64_t taps = tap_count(a);
   const bool nothing = p.n == 0 || grid_size(a) == 0;
   const Band b = make_band<A>(a, last, p.k);
   const int64_t blocks = ceil_div(p.k, b.block), splits = nothing ? 0 : row_splits<A>(p, b);
   const int64_t padded = blocks * b.block, scratch_size = round_up(weight_scratch<A>(a, b), 16);
-  A* partial = memory;  // [n][split][tap][channel]
-  A* scratch = memory + round_up(p.n * splits * taps * padded, 16);
+  int64_t* offsets = reinterpret_cast<int64_t*>(memory);
+  A* partial = memory + offset_elements<A>(p);  // [n][split][tap][channel]
+  A* scratch = partial + round_up(p.n * splits * taps * padded, 16);
   const int64_t bands = ceil_div(p.out.h, b.rows), per_split = nothing ? 0 : ceil_div(bands, splits);
+  if (!nothing) fill_offsets(t, a, b, offsets);
 
   const int64_t work = per_split * b.rows * a.w.grid * a.d.grid * b.block * (taps + 2) / kLanes<A>;
   parallel_for(threads, p.n * blocks * splits, work, [&](int64_t task, int slot) {
@@ -238,12 +290,8 @@ void run_weight_grad(const ConvParams& p, const T* dy, const T* x, T* dw, Acc<T>
     for (int64_t gd = 0; gd < a.d.grid; ++gd)
       for (int64_t j = split * per_split; j < imin((split + 1) * per_split, bands); ++j) {
         const int64_t row = j * b.rows, rows = imin(b.rows, a.h.grid - row);
-        if (last)
-          fill_band(b, a, p.in, true, x + n * volume(p.in) * p.c, gd, row, p.c, 0, count, 1, multiplier, k0,
-                    band);
-        else
-          fill_band(b, a, p.in, false, x + (n * p.c + k0 / multiplier) * volume(p.in), gd, row, 1, 0, 1, 1, 1,
-                    0, band);
+        fill_band(b, a, p.in, last, x + n * volume(p.in) * p.c, p.c, gd, row, {1, t.outer}, k0, count, 0,
+                  band);
         for (int64_t y = 0; y < rows; ++y) {
           const int64_t at = (gd * p.out.h + row + y) * p.out.w;
           if (last)
@@ -251,7 +299,7 @@ void run_weight_grad(const ConvParams& p, const T* dy, const T* x, T* dw, Acc<T>
               copy_row(dy + (n * volume(p.out) + at + w) * p.k + k0, 1, line + w * b.block, count);
           else
             copy_row(dy + (n * p.k + k0) * volume(p.out) + at, 1, line, a.w.grid);
-          weight_row(t, a, b, last, line, band, y, sums);
+          weight_row(a, b, last, line, band + y * band_row_step(b, a), offsets, sums);
         }
       }
     A* to = partial + (n * splits + split) * taps * padded + k0;
@@ -279,10 +327,10 @@ template <typename T>
 int64_t weight_grad_elements(const ConvParams& p, int threads) {
   using A = Acc<T>;
   const TapAxes a = tap_axes(tap_conv(p, false), 0);
-  if (p.n == 0 || grid_size(a) == 0) return 0;
+  if (p.n == 0 || grid_size(a) == 0) return offset_elements<A>(p);
   const Band b = make_band<A>(a, p.channels_last, p.k);
   const int64_t padded = ceil_div(p.k, b.block) * b.block;
-  return round_up(p.n * row_splits<A>(p, b) * tap_count(a) * padded, 16) +
+  return offset_elements<A>(p) + round_up(p.n * row_splits<A>(p, b) * tap_count(a) * padded, 16) +
          threads * round_up(weight_scratch<A>(a, b), 16);
 }
 
@@ -294,9 +342,7 @@ int64_t depthwise_workspace<kIsa>(const ConvParams& p, bool input_grad, int thre
   dispatch_floating(p.dtype, [&](auto type) {
     using A = Acc<typename decltype(type)::type>;
     const TapConv t = tap_conv(p, input_grad);
-    const int64_t weights =
-        p.channels_last ? round_up(t.outer * p.groups, kChannelBlock) * t.inner * volume(p.kernel) : 0;
-    bytes = (round_up(weights, 16) + threads * round_up(largest_scratch<A>(t), 16)) *
+    bytes = (offset_elements<A>(p) + weight_elements<A>(t) + threads * round_up(largest_scratch<A>(t), 16)) *
             static_cast<int64_t>(sizeof(A));
   });
   return bytes;

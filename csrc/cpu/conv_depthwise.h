@@ -1,4 +1,4 @@
-// Depthwise convolution (every group has one input channel): see conv_depthwise.cpp.
+// Convolution with few channels per group: see conv_depthwise.cpp.
 #pragma once
 
 #include <cstdint>
@@ -8,7 +8,14 @@
 namespace fastops {
 namespace cpu {
 
+// Every group has one input channel.
 FASTOPS_INLINE bool is_depthwise(const ConvParams& p) { return p.groups == p.c && p.c > 1; }
+
+// Served by depthwise_conv: depthwise, or, in channels_last, groups so small that a matrix product would
+// leave most lanes of a vector of result channels empty.
+FASTOPS_INLINE bool few_channels_per_group(const ConvParams& p) {
+  return is_depthwise(p) || (p.channels_last && p.groups > 1 && p.c / p.groups <= 8 && p.k / p.groups <= 8);
+}
 
 // Forward (source x, result y) or input gradient (source dy, result dx).
 template <Isa>

@@ -2,10 +2,11 @@
 //
 //   dw[o][i][tap] = Σ_position dy[o][position] · x[i][position · stride + offset(tap)]
 //
-// A matrix product whose depth is the positions of all images, taken in blocks. Per block and task dy
-// is packed once and used for every tap; x is packed per tap, six rows or one panel at a time.
-//   NCHW: rows are input channels (positions are contiguous: rows of x copy), columns result channels.
-//   channels_last: rows are result channels, columns input channels (channels are contiguous).
+// A matrix product whose depth is the positions of all images, taken in blocks. One side is the result
+// channels o; the other, "lines", are the pairs (tap, i), channel fastest: the im2col matrix, of which
+// six rows or one panel at a time are packed. Per block and task dy is packed once.
+//   NCHW: rows are lines (positions are contiguous, so rows of x copy), columns result channels.
+//   channels_last: rows are result channels, columns lines (channels are contiguous).
 // Small weights are also split over the positions; the partial sums are added in a fixed order.
 #include "../conv.h"
 #include "conv_depthwise.h"
@@ -28,15 +29,15 @@ template <typename A>
 constexpr int64_t kRowStride = kPositions<A> + 64 / static_cast<int64_t>(sizeof(A));
 // dy of one task and block: 128 channels × 256 positions × 4 bytes = 128 KiB, in L2.
 constexpr int64_t kResultChannels = 128;
-// Columns of the im2col matrix per task. Packing dy (one step per element) is used by this many
-// columns; at 8 multiplications a step, 384 make it about 2 % of the work.
-constexpr int64_t kTapChannels = 384;
+// Lines of one task. A packed element of dy (one step of work) is used by this many lines; at 8
+// multiplications a step, 384 make packing about 2 % of the work.
+constexpr int64_t kLines = 384;
 // Enough tasks for the threads of a desktop: fewer are split over the positions.
 constexpr int64_t kMinTasks = 16;
 
 // How a call is divided; a pure function of the params.
 struct Division {
-  int64_t rows, columns;            // channels of a group along each side of the product
+  int64_t rows, columns;            // of the product, per group
   int64_t row_chunk, column_chunk;  // of one task
   int64_t row_chunks, column_chunks;
   int64_t padded;  // columns, to full panels
@@ -47,13 +48,13 @@ struct Division {
 template <typename A>
 Division divide(const TapConv& t, const TapAxes& a) {
   const ConvParams& p = *t.p;
-  const int64_t nr = kTileColumns<A>;
+  const int64_t nr = kTileColumns<A>, lines = tap_count(a) * t.inner;
   Division d;
-  d.rows = p.channels_last ? t.outer : t.inner;
-  d.columns = p.channels_last ? t.inner : t.outer;
-  const int64_t wanted = ceil_div(kTapChannels, tap_count(a));
-  d.row_chunk = round_up(p.channels_last ? kResultChannels : imax(wanted, 48), kTileRows);
-  d.column_chunk = round_up(p.channels_last ? imax(wanted, 48) : kResultChannels, nr);
+  d.rows = p.channels_last ? t.outer : lines;
+  d.columns = p.channels_last ? lines : t.outer;
+  d.row_chunk =
+      imin(round_up(d.rows, kTileRows), round_up(p.channels_last ? kResultChannels : kLines, kTileRows));
+  d.column_chunk = imin(round_up(d.columns, nr), round_up(p.channels_last ? kLines : kResultChannels, nr));
   d.row_chunks = ceil_div(d.rows, d.row_chunk);
   d.column_chunks = ceil_div(d.columns, d.column_chunk);
   d.padded = round_up(d.columns, nr);
@@ -64,9 +65,8 @@ Division divide(const TapConv& t, const TapAxes& a) {
   return d;
 }
 
-template <typename A>
-int64_t partial_elements(const TapConv& t, const TapAxes& a, const Division& d) {
-  return round_up(d.splits * t.p->groups * tap_count(a) * d.rows * d.padded, 16);
+int64_t partial_elements(const TapConv& t, const Division& d) {
+  return round_up(d.splits * t.p->groups * d.rows * d.padded, 16);
 }
 // Of one thread: packed dy, then packed x.
 template <typename A>
@@ -109,7 +109,7 @@ void pack_dy(const Call<T>& call, int64_t g, int64_t o0, int64_t o1, int64_t beg
   }
 }
 
-// NCHW: to[i - i0][position] = x of channels [i0, i1) under one tap.
+// NCHW: to[line - line0][position] = x, for lines of one tap: channels [i0, i1).
 template <typename T>
 void pack_x_rows(const Call<T>& call, const Tap& tap, int64_t g, int64_t i0, int64_t i1, int64_t begin,
                  int64_t end, Acc<T>* to) {
@@ -131,14 +131,13 @@ void pack_x_rows(const Call<T>& call, const Tap& tap, int64_t g, int64_t i0, int
   });
 }
 
-// channels_last: to[position][i - i0] = x of one panel of channels under one tap.
+// channels_last: to[position][line - line0] = x, for lines of one tap: channels [i0, i1).
 template <typename T>
-void pack_x_panel(const Call<T>& call, const Tap& tap, int64_t g, int64_t i0, int64_t i1, int64_t begin,
-                  int64_t end, Acc<T>* to) {
-  using A = Acc<T>;
+void pack_x_columns(const Call<T>& call, const Tap& tap, int64_t g, int64_t i0, int64_t i1, int64_t begin,
+                    int64_t end, Acc<T>* to) {
   const TapConv& t = call.t;
   const TapAxes& a = call.a;
-  const int64_t channels = t.inner * t.p->groups, nr = kTileColumns<A>;
+  const int64_t channels = t.inner * t.p->groups, nr = kTileColumns<Acc<T>>;
   for_each_image_run(a, begin, end, [&](int64_t n, const Run& run) {
     const int64_t d = source_at(a.d, run.d, tap.d), h = source_at(a.h, run.h, tap.h);
     const bool in = inside(a.d, d) && inside(a.h, h);
@@ -147,18 +146,32 @@ void pack_x_panel(const Call<T>& call, const Tap& tap, int64_t g, int64_t i0, in
         call.x +
         (((n * t.source.d + d) * t.source.h + h) * t.source.w + source_at(a.w, r.begin, tap.w)) * channels +
         g * t.inner + i0;
-    A* out = to + run.column * nr;
-    zero_row(out, (r.begin - run.w) * nr);
-    for (int64_t w = r.begin; w < r.end; ++w) {
-      A* row = out + (w - run.w) * nr;
-      copy_row(from + (w - r.begin) * a.w.step * channels, 1, row, i1 - i0);
-      zero_row(row + (i1 - i0), nr - (i1 - i0));
-    }
-    zero_row(out + (r.end - run.w) * nr, (run.w + run.count - r.end) * nr);
+    Acc<T>* out = to + run.column * nr;
+    for (int64_t w = run.w; w < run.w + run.count; ++w, out += nr)
+      if (w >= r.begin && w < r.end)
+        copy_row(from + (w - r.begin) * a.w.step * channels, 1, out, i1 - i0);
+      else
+        zero_row(out, i1 - i0);
   });
 }
 
-// partial[tap][row][column] of one task over its blocks of positions.
+// Six rows or one panel of lines [line0, line1): pieces of one tap each.
+template <typename T>
+void pack_x(const Call<T>& call, int64_t g, int64_t line0, int64_t line1, int64_t begin, int64_t end,
+            Acc<T>* to) {
+  const TapConv& t = call.t;
+  for (int64_t line = line0; line < line1;) {
+    const int64_t i0 = line % t.inner, i1 = imin(t.inner, i0 + line1 - line);
+    const Tap tap = tap_at(t, call.a, line / t.inner);
+    if (t.p->channels_last)
+      pack_x_columns(call, tap, g, i0, i1, begin, end, to + (line - line0));
+    else
+      pack_x_rows(call, tap, g, i0, i1, begin, end, to + (line - line0) * kRowStride<Acc<T>>);
+    line += i1 - i0;
+  }
+}
+
+// partial[row][column] of one task over its blocks of positions.
 template <typename T>
 void run_task(const Call<T>& call, const Division& div, int64_t g, int64_t row0, int64_t column0,
               int64_t split, Acc<T>* partial, Acc<T>* scratch) {
@@ -166,8 +179,8 @@ void run_task(const Call<T>& call, const Division& div, int64_t g, int64_t row0,
   const TapConv& t = call.t;
   const bool last = t.p->channels_last;
   const int64_t nr = kTileColumns<A>, positions = t.p->n * grid_size(call.a);
-  const int64_t row1 = imin(row0 + div.row_chunk, div.rows),
-                column1 = imin(column0 + div.column_chunk, div.columns);
+  const int64_t row1 = imin(row0 + div.row_chunk, div.rows);
+  const int64_t column1 = imin(column0 + div.column_chunk, div.columns);
   A* dy = scratch;
   A* x = scratch + round_up(kPositions<A> * (last ? div.row_chunk : div.column_chunk), 16);
 
@@ -178,7 +191,8 @@ void run_task(const Call<T>& call, const Division& div, int64_t g, int64_t row0,
     const bool first = block == split * div.blocks_per_split;
     pack_dy(call, g, last ? row0 : column0, last ? row1 : column1, begin, end, last ? kTileRows : nr, dy);
 
-    const auto multiply = [&](int64_t tap, int64_t row, int64_t column, const A* const* rows,
+    // One tile: rows[m][k · row_step] times the panel.
+    const auto multiply = [&](int64_t row, int64_t column, const A* rows, int64_t row_stride,
                               int64_t row_step, const A* panel) {
       with_tile(imin(kTileRows, row1 - row), kTileVectors, [&](auto r, auto v) {
         constexpr int R = decltype(r)::value, V = decltype(v)::value;
@@ -186,32 +200,27 @@ void run_task(const Call<T>& call, const Division& div, int64_t g, int64_t row0,
         RowSet<A> a_rows;
         A* to[R];
         for (int m = 0; m < R; ++m) {
-          a_rows.rows[m] = rows[m];
-          to[m] = partial + (tap * div.rows + row + m) * div.padded + column;
+          a_rows.rows[m] = rows + m * row_stride;
+          to[m] = partial + (row + m) * div.padded + column;
         }
         tile.multiply(a_rows, row_step, panel, nr, depth);
         tile.add_to(to, first, kLanes<A>, [](int, int) { return Vec<A>{}; });
       });
     };
 
-    const A* rows[kTileRows];
-    for (int64_t tap = 0; tap < tap_count(call.a); ++tap) {
-      const Tap at = tap_at(t, call.a, tap);
-      if (last) {
-        for (int64_t column = column0; column < column1; column += nr) {
-          pack_x_panel(call, at, g, column, imin(column + nr, column1), begin, end, x);
-          for (int64_t row = row0; row < row1; row += kTileRows) {
-            for (int m = 0; m < kTileRows; ++m) rows[m] = dy + (row - row0) * depth + m;
-            multiply(tap, row, column, rows, kTileRows, x);
-          }
-        }
-      } else {
-        for (int64_t row = row0; row < row1; row += kTileRows) {
-          pack_x_rows(call, at, g, row, imin(row + kTileRows, row1), begin, end, x);
-          for (int m = 0; m < kTileRows; ++m) rows[m] = x + m * kRowStride<A>;
-          for (int64_t column = column0; column < column1; column += nr)
-            multiply(tap, row, column, rows, 1, dy + (column - column0) * depth);
-        }
+    if (last) {
+      for (int64_t column = column0; column < column1; column += nr) {
+        const int64_t count = imin(nr, column1 - column);
+        for (int64_t i = 0; i < depth && count < nr; ++i) zero_row(x + i * nr + count, nr - count);
+        pack_x(call, g, column, column + count, begin, end, x);
+        for (int64_t row = row0; row < row1; row += kTileRows)
+          multiply(row, column, dy + (row - row0) * depth, 1, kTileRows, x);
+      }
+    } else {
+      for (int64_t row = row0; row < row1; row += kTileRows) {
+        pack_x(call, g, row, imin(row + kTileRows, row1), begin, end, x);
+        for (int64_t column = column0; column < column1; column += nr)
+          multiply(row, column, x, kRowStride<A>, 1, dy + (column - column0) * depth);
       }
     }
   }
@@ -223,16 +232,16 @@ void run(const ConvParams& p, const T* dy, const T* x, T* dw, Acc<T>* memory, in
   const TapConv t = tap_conv(p, false);
   const TapAxes a = tap_axes(t, 0);
   const Division div = divide<A>(t, a);
-  const int64_t taps = tap_count(a), group = taps * div.rows * div.padded;
-  A* partial = memory;  // [split][group][tap][row][column]
-  A* scratch = memory + partial_elements<A>(t, a, div);
+  const int64_t taps = tap_count(a), group = div.rows * div.padded;
+  A* partial = memory;  // [split][group][row][column]
+  A* scratch = memory + partial_elements(t, div);
   const int64_t scratch_size = scratch_elements<A>(div, p.channels_last);
   const Call<T> call = {t, a, dy, x};
 
   const int64_t chunks = div.row_chunks * div.column_chunks;
   if (div.blocks > 0)
     parallel_for(threads, div.splits * p.groups * chunks,
-                 div.blocks_per_split * kPositions<A> * taps * div.row_chunk * div.column_chunk / 8,
+                 div.blocks_per_split * kPositions<A> * div.row_chunk * div.column_chunk / 8,
                  [&](int64_t task, int slot) {
                    const int64_t chunk = task % chunks, g = task / chunks % p.groups,
                                  split = task / chunks / p.groups;
@@ -241,20 +250,33 @@ void run(const ConvParams& p, const T* dy, const T* x, T* dw, Acc<T>* memory, in
                             partial + (split * p.groups + g) * group, scratch + slot * scratch_size);
                  });
 
-  // dw = Σ_split partial, one result channel a task.
-  const int64_t splits = div.blocks > 0 ? div.splits : 0;
-  const int64_t used = splits == 0 ? 0 : ceil_div(div.blocks, div.blocks_per_split);
-  parallel_for(threads, p.k, t.inner * taps * (used + 1), [&](int64_t k, int) {
-    const int64_t g = k / t.outer, o = k % t.outer;
+  // dw = Σ_split partial. A task writes one result channel (channels_last), or as many as a vector of
+  // columns has (NCHW).
+  const int64_t used = div.blocks == 0 ? 0 : ceil_div(div.blocks, div.blocks_per_split);
+  constexpr int64_t L = kLanes<A>;
+  const bool last = p.channels_last;
+  const int64_t step = last ? 1 : L, tasks = ceil_div(t.outer, step);
+  parallel_for(threads, p.groups * tasks, step * taps * t.inner * (used + 1), [&](int64_t task, int) {
+    const int64_t g = task / tasks, o = task % tasks * step;
+    const A* from = partial + g * group + (last ? o * div.padded : o);
     T* to = dw + weight_group(t, g) + o * t.w_outer;
-    for (int64_t tap = 0; tap < taps; ++tap)
-      for (int64_t i = 0; i < t.inner; ++i) {
-        const int64_t row = p.channels_last ? o : i, column = p.channels_last ? i : o;
-        const A* from = partial + g * group + (tap * div.rows + row) * div.padded + column;
-        A sum = 0;
-        for (int64_t split = 0; split < used; ++split) sum += from[split * p.groups * group];
-        to[i * t.w_inner + tap * t.w_tap] = from_acc<T>(sum);
-      }
+    // One vector: lanes are channels of x (channels_last) or result channels (NCHW).
+    const auto reduce = [&](int64_t tap, int64_t i) {
+      const int64_t line = tap * t.inner + i;
+      const int64_t count = last ? imin(L, t.inner - i) : imin(L, t.outer - o);
+      Vec<A> sum{};
+      for (int64_t s = 0; s < used; ++s)
+        sum += load_first(from + s * p.groups * group + line * (last ? 1 : div.padded), count);
+      T* out = to + i * t.w_inner + tap * t.w_tap;
+      for (int64_t l = 0; l < count; ++l) out[l * (last ? t.w_inner : t.w_outer)] = from_acc<T>(sum[l]);
+    };
+    const int64_t i_step = last ? L : 1;
+    if (t.w_tap < t.w_inner)
+      for (int64_t i = 0; i < t.inner; i += i_step)
+        for (int64_t tap = 0; tap < taps; ++tap) reduce(tap, i);
+    else
+      for (int64_t tap = 0; tap < taps; ++tap)
+        for (int64_t i = 0; i < t.inner; i += i_step) reduce(tap, i);
   });
 }
 
@@ -313,7 +335,7 @@ int64_t conv_weight_grad_workspace<kIsa>(const ConvParams& p, int threads) {
     const TapConv t = tap_conv(p, false);
     const TapAxes a = tap_axes(t, 0);
     const Division d = divide<A>(t, a);
-    bytes = (partial_elements<A>(t, a, d) + threads * scratch_elements<A>(d, p.channels_last)) *
+    bytes = (partial_elements(t, d) + threads * scratch_elements<A>(d, p.channels_last)) *
             static_cast<int64_t>(sizeof(A));
   });
   return bytes;

@@ -127,7 +127,7 @@ using Mask = typename VectorOf<std::conditional_t<sizeof(A) == 8, int64_t, int32
 
 template <typename A>
 inline Vec<A> broadcast(A v) {
-  return Vec<A>{} + v;
+  return v - Vec<A>{};  // not +: −0 + 0 is +0, so compilers would have to add
 }
 
 template <typename V, typename E>

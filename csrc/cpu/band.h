@@ -37,13 +37,20 @@ inline int64_t span(const TapAxis& a, int64_t grid) {
   return (grid - 1) * a.step + (imax(a.taps, 1) - 1) * (a.off_step < 0 ? -a.off_step : a.off_step) + 1;
 }
 
+// NCHW: vectors of one row that are handled together, 4, 2 or 1.
+template <typename A>
+int64_t vectors_per_row(int64_t columns) {
+  const int64_t needed = ceil_div(columns, kLanes<A>);
+  return needed > 2 ? 4 : needed;
+}
+
 template <typename A>
 Band make_band(const TapAxes& a, bool channels_last, int64_t channels) {
   Band b;
   b.block = channels_last ? imin(kChannelBlock, ceil_div(channels, kLanes<A>) * kLanes<A>) : 1;
   b.width = span(a.w, a.w.grid);
-  // Vector loads may reach three vectors past the last position.
-  b.phase_stride = ceil_div(b.width, a.w.step) + 4 * kLanes<A>;
+  // The kernels read whole groups of vectors, or of four positions.
+  b.phase_stride = ceil_div(b.width, a.w.step) + vectors_per_row<A>(a.w.grid) * kLanes<A>;
   b.row_stride = channels_last ? (b.width + 4 * a.w.step) * b.block : a.w.step * b.phase_stride;
   b.rows = 1;
   while (b.rows < a.h.grid && span(a.h, 2 * b.rows) * b.row_stride * a.d.taps <= kBandElements) b.rows *= 2;

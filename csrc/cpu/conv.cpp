@@ -123,21 +123,26 @@ void pack_weights(const TapConv& t, const TapAxes& a, const T* w, Acc<T>* to, in
   const auto row = [&](int64_t o) { return panels ? to + o / nr * depth * nr + o % nr : to + o * depth; };
   // The loop over what lies closest in memory is the innermost.
   if (tap_fastest(t)) {
+    const Extent& kernel = t.p->kernel;
     for (int64_t i = 0; i < t.inner; ++i)
-      for (int64_t o = o0; o < o1; ++o)
-        for (int64_t line = 0; line < taps; line += a.w.taps) {
-          const T* from = w + o * t.w_outer + i * t.w_inner + tap_at(t, a, line).index;
-          A* out = row(o) + i * taps + line;
-          for (int64_t j = 0; j < a.w.taps; ++j) out[j] = to_acc(from[j * a.w.tap_step]);
-        }
+      for (int64_t o = o0; o < o1; ++o) {
+        const T* from = w + o * t.w_outer + i * t.w_inner;
+        A* out = row(o) + i * taps;
+        for (int64_t d = 0; d < a.d.taps; ++d)
+          for (int64_t h = 0; h < a.h.taps; ++h) {
+            const T* line =
+                from + ((a.d.tap0 + d * a.d.tap_step) * kernel.h + a.h.tap0 + h * a.h.tap_step) * kernel.w +
+                a.w.tap0;
+            for (int64_t j = 0; j < a.w.taps; ++j) *out++ = to_acc(line[j * a.w.tap_step]);
+          }
+      }
   } else {
     for (int64_t tap = 0; tap < taps; ++tap) {
       const T* from = w + tap_at(t, a, tap).index * t.w_tap;
       const int64_t k = tap * k_tap;
-      if (t.w_outer < t.w_inner)
+      if (t.w_outer == 1 && panels)  // [o0, o1) is one panel
         for (int64_t i = 0; i < t.inner; ++i)
-          for (int64_t o = o0; o < o1; ++o)
-            row(o)[(k + i * k_channel) * unit] = to_acc(from[o * t.w_outer + i * t.w_inner]);
+          copy_row(from + o0 + i * t.w_inner, 1, row(o0) + (k + i * k_channel) * nr, o1 - o0);
       else
         for (int64_t o = o0; o < o1; ++o)
           for (int64_t i = 0; i < t.inner; ++i)
@@ -286,24 +291,30 @@ void row_tile(const Call<T>& call, const TapAxes& a, const Acc<T>* weights, int6
       const bool first = tap0 == 0 && i0 == 0;
 
       const A* row[kMaxTapsPerBlock][kRowPositions];
-      for (int64_t tap = tap0; tap < tap1; ++tap) {
+      for (int64_t tap = tap0, next; tap < tap1; tap = next) {
+        // Taps next to each other along W are next to each other in memory, where nothing lies between
+        // their channels: they are gathered together.
         const Tap at = tap_at(t, a, tap);
+        const bool together = gathered && a.w.off_step == 1 && channels == source_channels;
+        next = together ? imin(tap1, tap + a.w.taps - at.w) : tap + 1;
         for (int64_t i = 0; i < count; ++i) {
           const int64_t d = source_at(a.d, gd[i], at.d), h = source_at(a.h, gh[i], at.h),
                         w = source_at(a.w, gw[i], at.w);
-          const bool in = inside(a.d, d) && inside(a.h, h) && inside(a.w, w);
+          const bool in = inside(a.d, d) && inside(a.h, h);
+          // Taps [from, to) of these lie inside.
+          const int64_t first_in = in ? imin(imax(0, -w), next - tap) : 0;
+          const int64_t end_in = in ? imax(first_in, imin(next - tap, a.w.source - w)) : 0;
           const T* from =
               call.source +
-              (((image[i] * t.source.d + d) * t.source.h + h) * t.source.w + w) * source_channels +
+              (((image[i] * t.source.d + d) * t.source.h + h) * t.source.w + w + first_in) * source_channels +
               g * t.inner + i0;
           if (!gathered) {
-            row[tap - tap0][i] = in ? reinterpret_cast<const A*>(from) : kZeros<A>;
+            row[tap - tap0][i] = first_in < end_in ? reinterpret_cast<const A*>(from) : kZeros<A>;
           } else {
             A* gather = scratch + i * kRowStride<A> + (tap - tap0) * channels;
-            if (in)
-              copy_row(from, 1, gather, channels);
-            else
-              zero_row(gather, channels);
+            zero_row(gather, first_in * channels);
+            copy_row(from, 1, gather + first_in * channels, (end_in - first_in) * channels);
+            zero_row(gather + end_in * channels, (next - tap - end_in) * channels);
           }
         }
       }

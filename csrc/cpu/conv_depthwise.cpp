@@ -65,13 +65,15 @@ struct BandSum {
   A* sums;
   int64_t sums_row;
   int64_t rows, columns;
+  const A* bias;  // per channel of the block: what sums start from, else null
 };
 
 // NCHW: sums += Σ_tap weight · band. Four vectors at once: 4 of one row, 2 of two, or 1 of four.
 template <typename A>
 void add_planes(const BandSum<A>& s) {
   constexpr int64_t L = kLanes<A>;
-  const int64_t needed = ceil_div(s.columns, L), vectors = needed > 2 ? 4 : needed, rows = 4 / vectors;
+  const int64_t vectors = vectors_per_row<A>(s.columns), rows = 4 / vectors;
+  const Vec<A> start = broadcast(s.bias != nullptr ? *s.bias : A(0));
   for (int64_t y = 0; y < s.rows; y += rows)
     for (int64_t x = 0; x < s.columns; x += vectors * L) {
       const A* from[4];
@@ -81,7 +83,8 @@ void add_planes(const BandSum<A>& s) {
         from[u] = s.band + row * s.band_row + column;
         to[u] = s.sums + row * s.sums_row + column;
       }
-      Vec<A> s0 = load(to[0]), s1 = load(to[1]), s2 = load(to[2]), s3 = load(to[3]);
+      Vec<A> s0 = start, s1 = start, s2 = start, s3 = start;
+      if (s.bias == nullptr) s0 = load(to[0]), s1 = load(to[1]), s2 = load(to[2]), s3 = load(to[3]);
       for (int64_t tap = 0; tap < s.taps; ++tap) {
         const Vec<A> weight = broadcast(s.weights[tap]);
         const int64_t offset = s.offsets[tap];
@@ -105,7 +108,9 @@ void add_blocks(const BandSum<A>& s, int64_t block, int64_t step) {
       for (int64_t c = 0; c < block; c += kLanes<A>) {
         const A* from = s.band + y * s.band_row + x * step + c;
         A* to = s.sums + y * s.sums_row + x * block + c;
-        Vec<A> s0 = load(to), s1 = load(to + block), s2 = load(to + 2 * block), s3 = load(to + 3 * block);
+        const bool first = s.bias != nullptr;
+        Vec<A> s0 = load(first ? s.bias + c : to), s1 = first ? s0 : load(to + block),
+               s2 = first ? s0 : load(to + 2 * block), s3 = first ? s0 : load(to + 3 * block);
         for (int64_t tap = 0; tap < s.taps; ++tap) {
           const Vec<A> weight = load(s.weights + tap * block + c);
           const A* at = from + s.offsets[tap];
@@ -176,15 +181,15 @@ void run(const TapConv& t, const T* source, const T* w, const T* bias, T* result
                       sums,
                       sums_stride<A>(a, b),
                       imin(b.rows, a.h.grid - row),
-                      a.w.grid};
+                      a.w.grid,
+                      nullptr};
 
       A start[kChannelBlock] = {};
       for (int64_t c = 0; c < count && bias != nullptr; ++c) start[c] = to_acc(bias[r0 + c]);
-      for (int64_t at = 0; at < s.rows * s.sums_row; at += b.block)
-        for (int64_t c = 0; c < b.block; ++c) sums[at + c] = start[c];
+      s.bias = start;
 
       const T* image = source + n * volume(t.source) * source_channels;
-      for (int64_t i = 0; i < t.inner && taps > 0; ++i) {
+      for (int64_t i = 0; i < t.inner; ++i, s.bias = nullptr) {
         fill_band(b, a, t.source, last, image, source_channels, gd, row, {t.inner, t.outer}, r0, count, i,
                   band);
         s.weights = packed + (block * t.inner + i) * taps * b.block;
@@ -251,8 +256,8 @@ void weight_row(const TapAxes& a, const Band& b, bool last, const A* dy, const A
         }
         if (!last && a.w.grid % L != 0) {  // masked: 0 × inf past the end must not count
           const int64_t rest = a.w.grid % L;
-          const Vec<A> g = load_first(dy + count * L, rest);
-          for (int64_t j = 0; j < some; ++j) s[j] += g * load_first(from[j] + count * L, rest);
+          const Vec<A> g = load(dy + count * L);
+          for (int64_t j = 0; j < 4; ++j) s[j] += g * keep_first(load(from[j] + count * L), rest);
         }
         for (int64_t j = 0; j < some; ++j) {
           A* to = sums + (first + j) * unit + c;

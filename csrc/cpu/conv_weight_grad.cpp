@@ -91,21 +91,23 @@ void pack_dy(const Call<T>& call, int64_t g, int64_t o0, int64_t o1, int64_t beg
              Acc<T>* to) {
   const TapConv& t = call.t;
   const int64_t plane = volume(t.result), channels = t.outer * t.p->groups, depth = end - begin;
-  for (int64_t o = o0; o < o0 + round_up(o1 - o0, unit); ++o) {
-    Acc<T>* out = to + (o - o0) / unit * unit * depth + (o - o0) % unit;
-    if (o >= o1) {
-      for (int64_t i = 0; i < depth; ++i) out[i * unit] = 0;
-    } else if (t.p->channels_last) {
+  for (int64_t o = o0; o < o1; o += unit) {
+    Acc<T>* out = to + (o - o0) * depth;
+    const int64_t count = imin(unit, o1 - o);
+    if (t.p->channels_last) {
       const T* from = call.dy + begin * channels + g * t.outer + o;
-      for (int64_t i = 0; i < depth; ++i) out[i * unit] = to_acc(from[i * channels]);
+      for (int64_t i = 0; i < depth; ++i)
+        for (int64_t u = 0; u < count; ++u) out[i * unit + u] = to_acc(from[i * channels + u]);
     } else {
-      for (int64_t at = begin; at < end;) {
-        const int64_t n = at / plane, first = at % plane, count = imin(plane - first, end - at);
-        const T* from = call.dy + ((n * t.p->groups + g) * t.outer + o) * plane + first;
-        for (int64_t i = 0; i < count; ++i) out[(at - begin + i) * unit] = to_acc(from[i]);
-        at += count;
-      }
+      for (int64_t u = 0; u < count; ++u)
+        for (int64_t at = begin; at < end;) {
+          const int64_t n = at / plane, first = at % plane, stretch = imin(plane - first, end - at);
+          const T* from = call.dy + ((n * t.p->groups + g) * t.outer + o + u) * plane + first;
+          for (int64_t i = 0; i < stretch; ++i) out[(at - begin + i) * unit + u] = to_acc(from[i]);
+          at += stretch;
+        }
     }
+    for (int64_t i = 0; i < depth && count < unit; ++i) zero_row(out + i * unit + count, unit - count);
   }
 }
 

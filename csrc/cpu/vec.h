@@ -186,6 +186,18 @@ inline void store(Half* p, Vec<float> v) {
 #endif
 }
 
+// v with the lanes from `count` on set to 0 (whatever they hold: NaN and infinities too).
+inline Vec<float> keep_first(Vec<float> v, int64_t count) {
+  Mask<float> lane;
+  for (int i = 0; i < kLanes<float>; ++i) lane[i] = i;
+  return lane < static_cast<int32_t>(count) ? v : Vec<float>{};
+}
+inline Vec<double> keep_first(Vec<double> v, int64_t count) {
+  Mask<double> lane;
+  for (int i = 0; i < kLanes<double>; ++i) lane[i] = i;
+  return lane < count ? v : Vec<double>{};
+}
+
 // The first `count` elements only; the other lanes are 0 / are not written.
 template <typename T>
 inline Vec<Acc<T>> load_first(const T* p, int64_t count) {

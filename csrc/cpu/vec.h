@@ -130,6 +130,16 @@ inline Vec<A> broadcast(A v) {
   return Vec<A>{} + v;
 }
 
+// 0, 1, 2, ... for comparisons that choose lanes.
+template <typename A>
+using LaneNumber = std::conditional_t<sizeof(A) == 8, int64_t, int32_t>;
+template <typename A>
+inline Mask<A> lane_numbers() {
+  Mask<A> numbers{};
+  for (int i = 0; i < kLanes<A>; ++i) numbers[i] = i;
+  return numbers;
+}
+
 template <typename V, typename E>
 inline V load_bits(const E* p) {
   V v;

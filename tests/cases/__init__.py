@@ -63,6 +63,6 @@ class Case:
 
 
 def all_cases() -> list[Case]:
-    from tests.cases import pool
+    from tests.cases import batch_norm, pool
 
-    return [*pool.CASES]
+    return [*pool.CASES, *batch_norm.CASES]

@@ -43,9 +43,9 @@ struct BatchNormSplit {
 };
 
 constexpr int64_t kBatchNormVector = 16;        // entries of the longest vector
-constexpr int64_t kBatchNormPlaneBlock = 4096;  // elements; two inputs of a block stay in the L1 cache
-constexpr int64_t kBatchNormRowBlock = 16384;   // elements; stays in the L2 cache
-constexpr int64_t kBatchNormFoldBelow = 256;    // longer rows of channels are not folded
+constexpr int64_t kBatchNormPlaneBlock = 2048;  // elements; longer fp32 sums would lose digits
+constexpr int64_t kBatchNormRowBlock = 8192;  // elements, likewise; a block is read twice, from the L2 cache
+constexpr int64_t kBatchNormFoldBelow = 256;  // longer rows of channels are not folded
 
 FASTOPS_INLINE BatchNormSplit batch_norm_split(const BatchNormParams& p) {
   BatchNormSplit s{};
@@ -57,7 +57,7 @@ FASTOPS_INLINE BatchNormSplit batch_norm_split(const BatchNormParams& p) {
       while (s.width < 4 * kBatchNormVector) s.width *= 2;
     }
     s.all_rows = p.c > 0 ? ceil_div(p.n * plane * p.c, s.width) : 0;
-    s.rows = imax(p.c > 0 ? kBatchNormRowBlock / s.width : 0, 16);
+    s.rows = imax(p.c > 0 ? kBatchNormRowBlock / s.width / 8 * 8 : 0, 16);
     s.blocks = ceil_div(s.all_rows, s.rows);
   } else {
     s.pieces = imax(ceil_div(plane, kBatchNormPlaneBlock), 1);

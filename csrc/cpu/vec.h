@@ -8,7 +8,7 @@
 #include <cstring>
 #include <type_traits>
 
-#if defined(__F16C__) || defined(__AVX512F__)
+#if defined(__F16C__) || defined(__AVX2__) || defined(__AVX512F__)
 #include <immintrin.h>
 #endif
 
@@ -160,7 +160,14 @@ inline Vec<float> load(const uint8_t* p) {
   return __builtin_convertvector(__builtin_convertvector(load_bits<U8xF>(p), Mask<float>), Vec<float>);
 }
 inline Vec<float> load(const BFloat16* p) {
-  return bit_cast<Vec<float>>(__builtin_convertvector(load_bits<U16xF>(p), U32xF) << 16);
+#if defined(__AVX512F__)
+  const __m512i wide = _mm512_cvtepu16_epi32(load_bits<__m256i>(p));
+#elif defined(__AVX2__)
+  const __m256i wide = _mm256_cvtepu16_epi32(load_bits<__m128i>(p));
+#else
+  const U32xF wide = __builtin_convertvector(load_bits<U16xF>(p), U32xF);
+#endif
+  return bit_cast<Vec<float>>(bit_cast<U32xF>(wide) << 16);
 }
 inline Vec<float> load(const Half* p) {
 #if defined(__AVX512F__)
@@ -181,7 +188,14 @@ inline void store(BFloat16* p, Vec<float> v) {
   const U32xF bits = bit_cast<U32xF>(v);
   const U32xF rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
   const U32xF result = v != v ? (bits >> 16 | 0x40u) : rounded;
+#if defined(__AVX512F__)
+  const __m256i narrow = _mm512_cvtepi32_epi16(bit_cast<__m512i>(result));
+#elif defined(__AVX2__)
+  const __m256i all = bit_cast<__m256i>(result);  // below 2^16, so saturating changes nothing
+  const __m128i narrow = _mm_packus_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1));
+#else
   const U16xF narrow = __builtin_convertvector(result, U16xF);
+#endif
   std::memcpy(p, &narrow, sizeof narrow);
 }
 inline void store(Half* p, Vec<float> v) {

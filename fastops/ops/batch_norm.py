@@ -129,6 +129,10 @@ class BatchNormStats(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: Any, output: tuple[Tensor, Tensor]) -> None:
         ctx.mark_non_differentiable(*output)
 
+    @staticmethod
+    def jvp(ctx: Any, *_: Any) -> tuple[None, None]:
+        return None, None  # constants to autograd: BatchNorm's derivative accounts for them
+
 
 class BatchNorm(torch.autograd.Function):
     """y = (x − mean) · invstd · w + b; in training mean and invstd are those of x."""

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "batch_norm.h"
 #include "conv.h"
 #include "pool.h"
 #include "threads.h"
@@ -132,6 +133,20 @@ void bind_params(py::module_& m) {
       .field("stride", &ConvParams::stride)
       .field("pad", &ConvParams::pad)
       .field("dilation", &ConvParams::dilation);
+  ParamsClass<BatchNormParams>(m, "BatchNormParams")
+      .field("dtype", &BatchNormParams::dtype)
+      .field("param_dtype", &BatchNormParams::param_dtype)
+      .field("channels_last", &BatchNormParams::channels_last)
+      .field("n", &BatchNormParams::n)
+      .field("c", &BatchNormParams::c)
+      .field("in_", &BatchNormParams::in)
+      .field("training", &BatchNormParams::training)
+      .field("momentum", &BatchNormParams::momentum)
+      .field("eps", &BatchNormParams::eps);
+  m.def("batch_norm_stats_workspace", &batch_norm_stats_workspace);
+  m.def("batch_norm_apply_workspace", &batch_norm_apply_workspace);
+  m.def("batch_norm_backward_workspace", &batch_norm_backward_workspace);
+  m.def("batch_norm_double_backward_workspace", &batch_norm_double_backward_workspace);
 }
 
 // ---- launchers ---------------------------------------------------------------------------------
@@ -148,6 +163,11 @@ void bind_cpu(py::module_ m) {
 
   kernel(m, "avg_pool", cpu::avg_pool<isa>);
   kernel(m, "avg_pool_adjoint", cpu::avg_pool_adjoint<isa>);
+
+  kernel(m, "batch_norm_stats", cpu::batch_norm_stats<isa>);
+  kernel(m, "batch_norm_apply", cpu::batch_norm_apply<isa>);
+  kernel(m, "batch_norm_backward", cpu::batch_norm_backward<isa>);
+  kernel(m, "batch_norm_double_backward", cpu::batch_norm_double_backward<isa>);
 }
 
 #if defined(FASTOPS_CUDA)

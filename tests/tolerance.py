@@ -27,6 +27,8 @@ def assert_accurate(ours: Tensor, theirs: Tensor, reference: Tensor, what: str =
     finite = reference[reference.isfinite()]
     scale = finite.abs().max().item() if finite.numel() else 0.0
     floor = 2 * torch.finfo(ours.dtype).eps * scale
+    if ours.dtype is torch.float64:  # the reference is torch's own result, rounded in its own order
+        floor *= 16
     assert error <= 2 * torch_error + floor, (
         f"{what}: error {error:.3e}, torch's {torch_error:.3e}, floor {floor:.3e}"
     )

@@ -257,7 +257,7 @@ void weight_row(const TapAxes& a, const Band& b, bool last, const A* dy, const A
         if (!last && a.w.grid % L != 0) {  // masked: 0 × inf past the end must not count
           const int64_t rest = a.w.grid % L;
           const Vec<A> g = load(dy + count * L);
-          for (int64_t j = 0; j < 4; ++j) s[j] += g * keep_first(load(from[j] + count * L), rest);
+          for (int64_t j = 0; j < 4; ++j) s[j] += g * keep_first_lanes<A>(load(from[j] + count * L), rest);
         }
         for (int64_t j = 0; j < some; ++j) {
           A* to = sums + (first + j) * unit + c;

@@ -8,7 +8,7 @@
 #include <cstring>
 #include <type_traits>
 
-#if defined(__F16C__) || defined(__AVX512F__)
+#if defined(__F16C__) || defined(__AVX2__) || defined(__AVX512F__)
 #include <immintrin.h>
 #endif
 
@@ -130,6 +130,16 @@ inline Vec<A> broadcast(A v) {
   return v - Vec<A>{};  // not +: −0 + 0 is +0, so compilers would have to add
 }
 
+// 0, 1, 2, ... for comparisons that choose lanes.
+template <typename A>
+using LaneNumber = std::conditional_t<sizeof(A) == 8, int64_t, int32_t>;
+template <typename A>
+inline Mask<A> lane_numbers() {
+  Mask<A> numbers{};
+  for (int i = 0; i < kLanes<A>; ++i) numbers[i] = i;
+  return numbers;
+}
+
 template <typename V, typename E>
 inline V load_bits(const E* p) {
   V v;
@@ -150,7 +160,14 @@ inline Vec<float> load(const uint8_t* p) {
   return __builtin_convertvector(__builtin_convertvector(load_bits<U8xF>(p), Mask<float>), Vec<float>);
 }
 inline Vec<float> load(const BFloat16* p) {
-  return bit_cast<Vec<float>>(__builtin_convertvector(load_bits<U16xF>(p), U32xF) << 16);
+#if defined(__AVX512F__)
+  const __m512i wide = _mm512_cvtepu16_epi32(load_bits<__m256i>(p));
+#elif defined(__AVX2__)
+  const __m256i wide = _mm256_cvtepu16_epi32(load_bits<__m128i>(p));
+#else
+  const U32xF wide = __builtin_convertvector(load_bits<U16xF>(p), U32xF);
+#endif
+  return bit_cast<Vec<float>>(bit_cast<U32xF>(wide) << 16);
 }
 inline Vec<float> load(const Half* p) {
 #if defined(__AVX512F__)
@@ -171,7 +188,14 @@ inline void store(BFloat16* p, Vec<float> v) {
   const U32xF bits = bit_cast<U32xF>(v);
   const U32xF rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
   const U32xF result = v != v ? (bits >> 16 | 0x40u) : rounded;
+#if defined(__AVX512F__)
+  const __m256i narrow = _mm512_cvtepi32_epi16(bit_cast<__m512i>(result));
+#elif defined(__AVX2__)
+  const __m256i all = bit_cast<__m256i>(result);  // below 2^16, so saturating changes nothing
+  const __m128i narrow = _mm_packus_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1));
+#else
   const U16xF narrow = __builtin_convertvector(result, U16xF);
+#endif
   std::memcpy(p, &narrow, sizeof narrow);
 }
 inline void store(Half* p, Vec<float> v) {
@@ -187,15 +211,9 @@ inline void store(Half* p, Vec<float> v) {
 }
 
 // v with the lanes from `count` on set to 0 (whatever they hold: NaN and infinities too).
-inline Vec<float> keep_first(Vec<float> v, int64_t count) {
-  Mask<float> lane;
-  for (int i = 0; i < kLanes<float>; ++i) lane[i] = i;
-  return lane < static_cast<int32_t>(count) ? v : Vec<float>{};
-}
-inline Vec<double> keep_first(Vec<double> v, int64_t count) {
-  Mask<double> lane;
-  for (int i = 0; i < kLanes<double>; ++i) lane[i] = i;
-  return lane < count ? v : Vec<double>{};
+template <typename A>
+inline Vec<A> keep_first_lanes(Vec<A> v, int64_t count) {
+  return lane_numbers<A>() < static_cast<LaneNumber<A>>(count) ? v : Vec<A>{};
 }
 
 // The first `count` elements only; the other lanes are 0 / are not written.

@@ -63,6 +63,6 @@ class Case:
 
 
 def all_cases() -> list[Case]:
-    from tests.cases import conv, pool
+    from tests.cases import batch_norm, conv, pool
 
-    return [*conv.CASES, *pool.CASES]
+    return [*conv.CASES, *pool.CASES, *batch_norm.CASES]

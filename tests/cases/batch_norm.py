@@ -1,0 +1,94 @@
+"""Batch normalisation: training and evaluation, and shapes that meet every way of cutting the work."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tests.cases import Case, Shape
+
+
+def _running(x: Tensor, mean: Tensor, var: Tensor, *affine: Tensor, **_: Any) -> tuple[Any, ...]:
+    return x, mean, var.abs() + 0.5, *affine
+
+
+def _wide_parameters(*tensors: Tensor, **kwargs: Any) -> tuple[Any, ...]:
+    """fp32 parameters and buffers beside a 16-bit x."""
+    x, *rest = _running(*tensors, **kwargs)
+    return x, *(t.float() if x.dtype.itemsize == 2 else t for t in rest)
+
+
+def _batch_only(x: Tensor, *affine: Tensor, **_: Any) -> tuple[Any, ...]:
+    return x, None, None, *affine
+
+
+def _far_away(x: Tensor, *rest: Tensor, **kwargs: Any) -> tuple[Any, ...]:
+    """A mean of 64 beside a deviation of 1/4: exact in 16 bits, hard on differences of moments."""
+    return _running((x.clamp(-2, 2) * 0.25 + 64), *rest, **kwargs)
+
+
+def _case(
+    shape: Shape, options: dict[str, Any], reason: str, make: Any = _running, affine: bool = True, **more: Any
+) -> Case:
+    per_channel = ((shape[1],),) * ((0 if make is _batch_only else 2) + (2 if affine else 0))
+    more.setdefault("wrt", (0, 3, 4) if affine else (0,))
+    return Case("batch_norm", (shape, *per_channel), options, reason, make=make, **more)
+
+
+NARROW = (torch.float32, torch.float16, torch.bfloat16)
+TRAIN, EVAL = dict(training=True), dict(training=False)
+BOTH = [
+    ((2, 3, 5, 7), "three channels, odd planes: rows of channels are folded"),
+    ((3, 1, 4, 5), "one channel: the two layouts coincide"),
+    ((2, 5, 7, 11), "primes"),
+    ((2, 8, 4, 4), "planes of whole vectors"),
+    ((2, 19, 3, 3), "planes of a vector and one more; 19 channels fold by 16"),
+    ((2, 64, 2, 2), "planes shorter than a vector"),
+    ((4, 6, 1, 1), "one position: each row is a pixel"),
+    ((7, 260, 1, 3), "too many channels to fold, and not whole vectors"),
+    ((5, 6), "rank 2"),
+    ((3, 4, 9), "rank 3"),
+    ((2, 3, 2, 3, 4), "rank 5"),
+    ((2, 2, 1, 2, 3, 2), "rank 6"),
+]
+LARGE = [
+    ((2, 3, 71, 73), "planes of several pieces, the last one shorter"),
+    ((40, 2, 17, 9), "planes in several groups, the last one smaller"),
+    ((3, 64, 13, 21), "several blocks of rows, the last one short"),
+    ((2, 19, 33, 31), "folded rows, of which the last is cut"),
+    ((33, 272, 2, 1), "long rows in several blocks"),
+    ((1, 1030, 3, 3), "more channels than one task combines"),
+]
+CASES = (
+    [_case(shape, mode, reason) for shape, reason in BOTH for mode in (TRAIN, EVAL)]
+    + [_case(shape, mode, reason, large=True) for shape, reason in LARGE for mode in (TRAIN, EVAL)]
+    + [_case((2, 3, 4, 5), mode, "without affine", affine=False) for mode in (TRAIN, EVAL)]
+    + [
+        _case((2, 3, 6, 4), mode, f"gradients for {wrt} only: less is saved and computed", wrt=wrt)
+        for mode in (TRAIN, EVAL)
+        for wrt in ((0,), (3,), (4,), (0, 4), (3, 4))
+    ]
+    + [
+        _case((2, 5, 4, 5), mode, "fp32 parameters beside 16-bit x", make=_wide_parameters)
+        for mode in (TRAIN, EVAL)
+    ]
+    + [
+        # Not fp64, where the reference itself is no better.
+        _case((2, 5, 4, 5), mode, "a mean far from 0", make=_far_away, dtypes=NARROW)
+        for mode in (TRAIN, EVAL)
+    ]
+    + [
+        _case((2, 3, 4, 4), dict(training=True, momentum=0.0), "running statistics stay"),
+        _case((2, 3, 4, 4), dict(training=True, momentum=1.5), "a momentum above 1 is legal in torch"),
+        _case((2, 3, 4, 4), dict(training=True, eps=0.5), "a large eps: x̂ has less than unit variance"),
+        _case((2, 3, 4, 4), dict(training=False, eps=0.0), "eps = 0 is legal in evaluation"),
+        _case((2, 3, 4, 4), TRAIN, "no running statistics", make=_batch_only),
+        _case((2, 3, 4, 4), TRAIN, "neither statistics nor affine", make=_batch_only, affine=False),
+        _case((0, 3, 4, 4), EVAL, "an empty batch"),
+        _case((0, 3, 4, 4), TRAIN, "an empty batch, from which nothing is learnt"),
+        # wrt=(): gradcheck refuses the strides of an empty channels_last tensor.
+        _case((2, 3, 0, 4), EVAL, "empty planes", wrt=()),
+    ]
+)

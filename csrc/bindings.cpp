@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "indexed.h"
 #include "pool.h"
 #include "threads.h"
 
@@ -102,6 +103,8 @@ void bind_params(py::module_& m) {
       .value("bf16", DType::kBF16)
       .value("u8", DType::kU8);
 
+  py::enum_<IndexType>(m, "IndexType").value("i64", IndexType::kI64).value("i32", IndexType::kI32);
+
   ParamsClass<PoolParams>(m, "PoolParams")
       .field("dtype", &PoolParams::dtype)
       .field("channels_last", &PoolParams::channels_last)
@@ -115,7 +118,17 @@ void bind_params(py::module_& m) {
       .field("dilation", &PoolParams::dilation)
       .field("adaptive", &PoolParams::adaptive)
       .field("count_include_pad", &PoolParams::count_include_pad)
-      .field("divisor_override", &PoolParams::divisor_override);
+      .field("divisor_override", &PoolParams::divisor_override)
+      .field("positions", &PoolParams::positions);
+
+  ParamsClass<UnpoolParams>(m, "UnpoolParams")
+      .field("dtype", &UnpoolParams::dtype)
+      .field("channels_last", &UnpoolParams::channels_last)
+      .field("n", &UnpoolParams::n)
+      .field("c", &UnpoolParams::c)
+      .field("in_", &UnpoolParams::in)
+      .field("out", &UnpoolParams::out);
+  m.def("unpool_scratch_bytes", &unpool_scratch_bytes);
 }
 
 // ---- launchers ---------------------------------------------------------------------------------
@@ -124,6 +137,11 @@ template <cpu::Isa isa>
 void bind_cpu(py::module_ m) {
   kernel(m, "avg_pool", cpu::avg_pool<isa>);
   kernel(m, "avg_pool_adjoint", cpu::avg_pool_adjoint<isa>);
+  kernel(m, "max_pool", cpu::max_pool<isa>);
+  kernel(m, "gather", cpu::gather<isa>);
+  kernel(m, "scatter_add", cpu::scatter_add<isa>);
+  kernel(m, "max_unpool", cpu::max_unpool<isa>);
+  kernel(m, "max_unpool_adjoint", cpu::max_unpool_adjoint<isa>);
 }
 
 #if defined(FASTOPS_CUDA)

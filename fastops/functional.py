@@ -314,7 +314,8 @@ def max_unpool2d(
         raise RuntimeError(f"{op}: indices should have dtype int64, but got {indices.dtype}")
     if indices.shape != input.shape:
         raise RuntimeError(
-            f"{op}: indices should have the input's shape {tuple(input.shape)}, but got {tuple(indices.shape)}"
+            f"{op}: indices should have the input's shape {tuple(input.shape)}, "
+            f"but got {tuple(indices.shape)}"
         )
     if indices.device != input.device:
         raise RuntimeError(f"{op}: input is on {input.device}, but indices are on {indices.device}")

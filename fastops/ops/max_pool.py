@@ -70,8 +70,8 @@ def max_pool_plan(
     # Kernels count positions inside a window in 32 bits, and leave a bit for places outside the input.
     if min(rows, h) * w >= 2**30:
         raise NotImplementedError(
-            f"max pooling: a window may span at most 2**30 elements of a plane, but the input is {tuple(shape)} "
-            f"and the output {out}"
+            f"max pooling: a window may span at most 2**30 elements of a plane, but the input is "
+            f"{tuple(shape)} and the output {out}"
         )
     params = _C.PoolParams(
         dtype=DTYPES[dtype],

@@ -51,30 +51,29 @@ struct Divisors {
 template <typename A>
 struct Divide {
   Divisors divisors;
-  A inverse = 0;  // of the row's, or of all
+  A inverse = 0;  // of every divisor, if they are uniform
   A row = 0;
-  bool one = false;
   RowBuffer<A> columns;
 
   explicit Divide(const PoolParams& p) : divisors(p) {
     if (divisors.uniform && volume(p.out) > 0) inverse = A(1) / A(divisors.row(0, 0) * divisors.column(0));
   }
-  // Nothing but the buffer makes this large, and its contents need not be copied.
+  // The buffer's contents belong to a task.
   Divide(const Divide& other) : divisors(other.divisors), inverse(other.inverse) {}
 
   void start_columns(int64_t ow0, int64_t ow1) {
     if (divisors.uniform) return;
-    one = ow1 - ow0 == 1;
     for (int64_t ow = ow0; ow < ow1; ++ow) columns.data[ow - ow0] = A(divisors.column(ow));
-    if (one) inverse = A(1) / (row * columns.data[0]);
   }
   void start_row(int64_t od, int64_t oh) {
-    if (divisors.uniform) return;
-    row = A(divisors.row(od, oh));
-    if (one) inverse = A(1) / (row * columns.data[0]);
+    if (!divisors.uniform) row = A(divisors.row(od, oh));
   }
   Vec<A> operator()(Vec<A> sum, int64_t o) const {
-    return divisors.uniform || one ? sum * inverse : sum / (row * load(columns.data + o));
+    return divisors.uniform ? sum * inverse : sum / (row * load(columns.data + o));
+  }
+  auto pixel(int64_t o) const {
+    const A scale = divisors.uniform ? inverse : A(1) / (row * columns.data[o]);
+    return [scale](Vec<A> sum) { return sum * scale; };
   }
 };
 
@@ -106,6 +105,12 @@ void sum_covering_rows(const PoolParams& p, const Divisors& divisors, const T* d
   });
 }
 
+// Whether the same windows cover two input rows, which then have the same gradient.
+inline bool same_windows(const PoolParams& p, int64_t r, int64_t s) {
+  const Range a = windows_covering(axis_h(p), r % p.in.h), b = windows_covering(axis_h(p), s % p.in.h);
+  return r / p.in.h == s / p.in.h && a.begin == b.begin && a.end == b.end;
+}
+
 // Input rows [row_begin, row_end) of a contiguous plane.
 template <typename T>
 void adjoint_rows(const PoolParams& p, const Divisors& divisors, const Columns& columns, const T* dy, T* dx,
@@ -127,6 +132,11 @@ void adjoint_rows(const PoolParams& p, const Divisors& divisors, const Columns& 
       }
     A* phases = stride == 1 ? row_buffer.data : phase_buffer.data;
     for (int64_t r = row_begin; r < row_end; ++r) {
+      T* out = dx + r * p.in.w;
+      if (r > row_begin && same_windows(p, r - 1, r)) {
+        std::memcpy(out + inside.begin, out + inside.begin - p.in.w, sizeof(T) * (inside.end - inside.begin));
+        continue;
+      }
       sum_covering_rows(p, divisors, dy, r / p.in.h, r % p.in.h, q0 - reach, windows, column_divisors.data,
                         t.data);
       if (columns.taps < stride) std::memset(phases, 0, sizeof(A) * stride * columns.length);
@@ -137,7 +147,6 @@ void adjoint_rows(const PoolParams& p, const Divisors& divisors, const Columns& 
           store(phase + q, k < stride ? load(from + q) : load(phase + q) + load(from + q));
       }
       if (stride > 1) join_phases<A, Vec<A>>(columns, phases, slots, row_buffer.data);
-      T* out = dx + r * p.in.w;
       for_vectors<T>(inside.begin, inside.end, [&](int64_t i, int64_t count) {
         store_some(out + i, load(row_buffer.data + i - first), count);
       });
@@ -152,6 +161,10 @@ void adjoint_rows_by_window(const PoolParams& p, const Divisors& divisors, const
   using A = Acc<T>;
   RowBuffer<A> row;
   for (int64_t r = row_begin; r < row_end; ++r) {
+    if (r > row_begin && same_windows(p, r - 1, r)) {
+      std::memcpy(dx + r * p.in.w, dx + (r - 1) * p.in.w, sizeof(T) * p.in.w);
+      continue;
+    }
     const Range rd = windows_covering(axis_d(p), r / p.in.h), rh = windows_covering(axis_h(p), r % p.in.h);
     for (int64_t i0 = 0; i0 < p.in.w; i0 += kRowElements) {
       const int64_t i1 = imin(i0 + kRowElements, p.in.w);
@@ -184,43 +197,49 @@ void adjoint_pixels(const PoolParams& p, const Divisors& divisors, const T* dy, 
   const T* windows[kMaxWindows];  // the windows that cover a pixel, some at a time
   A scale[kMaxWindows];
   const T* dx_end = dx + end * p.in.w * p.c;
+  const A uniform = divisors.uniform ? A(1) / A(divisors.row(0, 0) * divisors.column(0)) : A(0);
+  ColumnTable<Range> columns;
   for (int64_t r = begin; r < end; ++r) {
     const Range rd = windows_covering(axis_d(p), r / p.in.h), rh = windows_covering(axis_h(p), r % p.in.h);
     for (int64_t iw = 0; iw < p.in.w; ++iw) {
-      const Range rw = windows_covering(axis_w(p), iw);
-      const int64_t nh = imax(rh.end - rh.begin, 0), nw = imax(rw.end - rw.begin, 0);
-      const int64_t total = imax(rd.end - rd.begin, 0) * nh * nw;
-      // Where they do not fit into the list, it is made once more for each vector of channels.
-      int64_t listed_begin = -1, listed_end = -1;
-      const auto list_from = [&](int64_t from) {
-        if (from == listed_begin) return;
-        listed_begin = from;
-        listed_end = imin(from + kMaxWindows, total);
-        for (int64_t i = from; i < listed_end; ++i) {
-          const int64_t od = rd.begin + i / (nh * nw), oh = rh.begin + i / nw % nh, ow = rw.begin + i % nw;
-          windows[i - from] = dy + ((od * p.out.h + oh) * p.out.w + ow) * p.c;
-          scale[i - from] = A(1) / A(divisors.row(od, oh) * divisors.column(ow));
+      columns.prepare(iw, p.in.w, [&](int64_t i) { return windows_covering(axis_w(p), i); });
+      const Range rw = columns[iw];
+      int64_t listed = 0, skipped = 0;
+      const auto list = [&](int64_t skip) {
+        listed = 0, skipped = skip;
+        for (int64_t od = rd.begin; od < rd.end; ++od)
+          for (int64_t oh = rh.begin; oh < rh.end; ++oh)
+            for (int64_t ow = rw.begin; ow < rw.end; ++ow) {
+              if (skip-- > 0) continue;
+              if (listed == kMaxWindows) return;
+              windows[listed] = dy + ((od * p.out.h + oh) * p.out.w + ow) * p.c;
+              scale[listed++] =
+                  divisors.uniform ? uniform : A(1) / A(divisors.row(od, oh) * divisors.column(ow));
+            }
+      };
+      list(0);
+      // Where they do not fit into the list, it is made again for each block of channels.
+      const int64_t total =
+          imax(rd.end - rd.begin, 0) * imax(rh.end - rh.begin, 0) * imax(rw.end - rw.begin, 0);
+      const auto for_each_window = [&](auto f) {
+        for (int64_t from = 0; from < total; from += kMaxWindows) {
+          if (from != skipped) list(from);
+          for (int64_t i = 0; i < listed; ++i) f(windows[i], scale[i]);
         }
       };
       T* out = dx + (r * p.in.w + iw) * p.c;
-      for (int64_t c = 0; c < p.c;) {
-        const int vectors = c + 4 * lanes <= p.c ? 4 : 1;
+      int64_t c = 0;
+      for (; c + 4 * lanes <= p.c; c += 4 * lanes) {
         Vec<A> sum[4] = {};
-        for (int64_t from = 0; from < total; from += kMaxWindows) {
-          list_from(from);
-          for (int64_t i = 0; i < listed_end - from; ++i) {
-            if (vectors == 4)
-              for (int u = 0; u < 4; ++u)
-                sum[u] += load_before(windows[i] + c + u * lanes, dy_end) * scale[i];
-            else
-              sum[0] += load_before(windows[i] + c, dy_end) * scale[i];
-          }
-        }
-        if (vectors == 4)
-          for (int u = 0; u < 4; ++u) store(out + c + u * lanes, sum[u]);
-        else
-          store_before(out + c, sum[0], dx_end);
-        c += vectors * lanes;
+        for_each_window([&](const T* from, A factor) {
+          for (int u = 0; u < 4; ++u) sum[u] += load(from + c + u * lanes) * factor;
+        });
+        for (int u = 0; u < 4; ++u) store(out + c + u * lanes, sum[u]);
+      }
+      for (; c < p.c; c += lanes) {
+        Vec<A> sum{};
+        for_each_window([&](const T* from, A factor) { sum += load_before(from + c, dy_end) * factor; });
+        store_before(out + c, sum, dx_end);
       }
     }
   }

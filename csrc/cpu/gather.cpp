@@ -117,10 +117,12 @@ void look_pixels(const PoolParams& p, const T* dy, const P* positions, T* dx, in
   using A = Acc<T>;
   constexpr int64_t lanes = kLanes<A>;
   const T* dx_end = dx + end * p.in.w * p.c;
+  ColumnTable<Covering> columns;
   for (int64_t r = begin; r < end; ++r) {
     const Covering cd = covering(axis_d(p), r / p.in.h), ch = covering(axis_h(p), r % p.in.h);
     for (int64_t iw = 0; iw < p.in.w; ++iw) {
-      const Covering cw = covering(axis_w(p), iw);
+      columns.prepare(iw, p.in.w, [&](int64_t i) { return covering(axis_w(p), i); });
+      const Covering& cw = columns[iw];
       int64_t outputs[kMaxLooks * 3];
       int64_t count = 0;
       for (int64_t d = 0; d < cd.count; ++d)
@@ -128,7 +130,16 @@ void look_pixels(const PoolParams& p, const T* dy, const P* positions, T* dx, in
           for (int64_t w = 0; w < cw.count && count < kMaxLooks * 3; ++w)
             outputs[count++] = ((cd.window[d] * p.out.h + ch.window[h]) * p.out.w + cw.window[w]) * p.c;
       const int64_t here = r * p.in.w + iw;
-      for (int64_t c = 0; c < p.c; c += lanes) {
+      int64_t c = 0;
+      for (; c + lanes <= p.c; c += lanes) {
+        Vec<A> sum{};
+        for (int64_t i = 0; i < count; ++i) {
+          const Mask<A> named = load_positions<Mask<A>>(positions + outputs[i] + c, here, lanes) == Mask<A>{};
+          sum += named ? load(dy + outputs[i] + c) : Vec<A>{};
+        }
+        store(dx + here * p.c + c, sum);
+      }
+      if (c < p.c) {
         Vec<A> sum{};
         for (int64_t i = 0; i < count; ++i) {
           const P* where = positions + outputs[i] + c;
@@ -178,7 +189,8 @@ void scatter_band(const PoolParams& p, int64_t stride, int64_t channels, const T
         }
       }
   // Where the channels are all of them, the band is contiguous in dx too.
-  const int64_t runs = channels == stride ? 1 : end - begin, run = channels == stride ? (end - begin) * stride : channels;
+  const int64_t runs = channels == stride ? 1 : end - begin,
+                run = channels == stride ? (end - begin) * stride : channels;
   for (int64_t i = 0; i < runs; ++i)
     for_vectors<T>(0, run, [&](int64_t j, int64_t count) {
       store_some(dx + (begin + i) * stride + j, load_some(band + i * run + j, count), count);

@@ -28,6 +28,9 @@ struct Keep {
   V operator()(V v, int64_t) const {
     return v;
   }
+  auto pixel(int64_t) const {
+    return [](auto v) { return v; };
+  }
 };
 
 // ---- with positions ------------------------------------------------------------------------------
@@ -100,7 +103,7 @@ void max_rows(const PoolParams& p, const Columns& columns, const T* x, T* y, P* 
     for (int64_t j = 0; j < inside.begin - first; ++j) outside(j);
     for (int64_t j = imax(inside.end - first, 0); j < span; ++j) outside(j);
     for (int64_t r = begin; r < end; ++r) {
-      const Taps<T> rows = rows_of(p, x, r / p.out.h, r % p.out.h);
+      const Taps<T> rows = rows_of(p, x, 1, r / p.out.h, r % p.out.h);
       for_vectors<T>(inside.begin, inside.end, [&](int64_t j, int64_t count) {
         const auto best = best_of_column(rows, j, count);
         store_some(row_buffer.data + j - first, best.value, count);
@@ -143,7 +146,7 @@ void max_rows_by_window(const PoolParams& p, const T* x, T* y, P* positions, int
   const bool columns_first = p.in.w <= kRowElements && (p.adaptive || p.kernel.w >= p.stride.w);
   for (int64_t r = begin; r < end; ++r) {
     const int64_t od = r / p.out.h, oh = r % p.out.h;
-    const Taps<T> rows = rows_of(p, x, od, oh);
+    const Taps<T> rows = rows_of(p, x, 1, od, oh);
     if (columns_first)
       for_vectors<T>(0, p.in.w, [&](int64_t j, int64_t count) {
         const auto best = best_of_column(rows, j, count);
@@ -151,7 +154,7 @@ void max_rows_by_window(const PoolParams& p, const T* x, T* y, P* positions, int
         store_lanes(row_where.data + j, best.where, count);
       });
     for (int64_t ow = 0; ow < p.out.w; ++ow) {
-      const Taps<T> taps = window_of(p, x, 1, od, oh, ow);
+      const Taps<T> taps = window_of(rows, axis_taps(axis_w(p), ow), 1);
       Best<A, int64_t> best{Max::identity<A>(), kNowhere};
       if (columns_first && rows.depth * rows.height > 0) {
         const int64_t from = taps.first - rows.first;
@@ -175,12 +178,11 @@ void max_rows_by_window(const PoolParams& p, const T* x, T* y, P* positions, int
 }
 
 // `vectors` vectors of channels of one window of a channels_last image.
-template <int vectors, typename T, typename P>
-inline void max_pixel(const PoolParams& p, const Taps<T>& taps, int64_t c, const T* plane, const T* x_end,
-                      T* y, const T* y_end, P* positions, const P* positions_end) {
+template <int vectors, bool guarded, typename T>
+inline void max_pixel(const PoolParams& p, const Taps<T>& taps, int64_t c, const T* x_end,
+                      Best<Vec<Acc<T>>, Mask<Acc<T>>> (&best)[vectors]) {
   using A = Acc<T>;
   constexpr int64_t lanes = kLanes<A>;
-  Best<Vec<A>, Mask<A>> best[vectors];
   for (auto& b : best) b = {broadcast(Max::identity<A>()), Mask<A>{}};
   for (int64_t d = 0; d < taps.depth; ++d)
     for (int64_t h = 0; h < taps.height; ++h) {
@@ -189,34 +191,49 @@ inline void max_pixel(const PoolParams& p, const Taps<T>& taps, int64_t c, const
           Mask<A>{} + static_cast<Index<A>>((d * p.dilation.d * p.in.h + h * p.dilation.h) * p.in.w);
       for (int64_t w = 0; w < taps.width;
            ++w, from += taps.width_step, where += static_cast<Index<A>>(p.dilation.w))
-        for (int u = 0; u < vectors; ++u) update(best[u], load_before(from + u * lanes, x_end), where);
+        for (int u = 0; u < vectors; ++u)
+          update(best[u], guarded ? load_before(from + u * lanes, x_end) : load(from + u * lanes), where);
     }
-  const bool some = taps.depth * taps.height * taps.width > 0;
-  const int64_t base = some ? (taps.first - plane) / p.c : -1;
-  for (int u = 0; u < vectors; ++u) {
-    store_before(y + c + u * lanes, best[u].value, y_end);
-    store_positions(positions + c + u * lanes, best[u].where, ~Mask<A>{}, base,
-                    imin(lanes, positions_end - (positions + c + u * lanes)));
-  }
 }
 
 // Output rows [begin, end) of a channels_last image.
 template <typename T, typename P>
 void max_pixels(const PoolParams& p, const T* x, T* y, P* positions, int64_t begin, int64_t end,
                 const T* x_end) {
-  constexpr int64_t lanes = kLanes<Acc<T>>;
+  using A = Acc<T>;
+  constexpr int64_t lanes = kLanes<A>;
   const T* y_end = y + end * p.out.w * p.c;
   const P* positions_end = positions + end * p.out.w * p.c;
-  for (int64_t r = begin; r < end; ++r)
+  ColumnTable<AxisTaps> columns;
+  for (int64_t r = begin; r < end; ++r) {
+    const int64_t od = r / p.out.h, oh = r % p.out.h;
+    const Taps<T> rows = rows_of(p, x, p.c, od, oh);
+    const int64_t row = axis_taps(axis_d(p), od).first * p.in.h + axis_taps(axis_h(p), oh).first;
     for (int64_t ow = 0; ow < p.out.w; ++ow) {
-      const Taps<T> taps = window_of(p, x, p.c, r / p.out.h, r % p.out.h, ow);
-      const int64_t o = (r * p.out.w + ow) * p.c;
+      columns.prepare(ow, p.out.w, [&](int64_t o) { return axis_taps(axis_w(p), o); });
+      const Taps<T> taps = window_of(rows, columns[ow], p.c);
+      const bool some = taps.depth * taps.height * taps.width > 0;
+      const int64_t base = some ? row * p.in.w + columns[ow].first : -1;
+      T* out = y + (r * p.out.w + ow) * p.c;
+      P* out_positions = positions + (r * p.out.w + ow) * p.c;
       int64_t c = 0;
-      for (; c + 4 * lanes <= p.c; c += 4 * lanes)
-        max_pixel<4>(p, taps, c, x, x_end, y + o, y_end, positions + o, positions_end);
-      for (; c < p.c; c += lanes)
-        max_pixel<1>(p, taps, c, x, x_end, y + o, y_end, positions + o, positions_end);
+      for (; c + 4 * lanes <= p.c; c += 4 * lanes) {
+        Best<Vec<A>, Mask<A>> best[4];
+        max_pixel<4, false>(p, taps, c, x_end, best);
+        for (int u = 0; u < 4; ++u) {
+          store(out + c + u * lanes, best[u].value);
+          store_positions(out_positions + c + u * lanes, best[u].where, base, lanes);
+        }
+      }
+      for (; c < p.c; c += lanes) {
+        Best<Vec<A>, Mask<A>> best[1];
+        max_pixel<1, true>(p, taps, c, x_end, best);
+        store_before(out + c, best[0].value, y_end);
+        store_positions(out_positions + c, best[0].where, base,
+                        imin(lanes, positions_end - (out_positions + c)));
+      }
     }
+  }
 }
 
 template <typename T, typename P>

@@ -44,14 +44,18 @@ inline void store_lanes(E* p, M v, int64_t count) {
                                                                   : static_cast<size_t>(count) * sizeof(E));
 }
 
-// p[i] = exists[i] ? base + where[i] : -1, for the first `count` lanes.
+// p[i] = base + where[i], for the first `count` lanes.
+template <typename M, typename P>
+inline void store_positions(P* p, M where, int64_t base, int64_t count) {
+  using Wide = typename VectorOf<P, sizeof(M) / sizeof(where[0])>::type;
+  store_lanes(p, __builtin_convertvector(where, Wide) + static_cast<P>(base), count);
+}
+// The same, but -1 where not `exists`.
 template <typename M, typename P>
 inline void store_positions(P* p, M where, M exists, int64_t base, int64_t count) {
-  constexpr int lanes = sizeof(M) / sizeof(where[0]);
-  using Wide = typename VectorOf<P, lanes>::type;
-  const Wide wide =
-      (__builtin_convertvector(where, Wide) + static_cast<P>(base)) | __builtin_convertvector(~exists, Wide);
-  std::memcpy(p, &wide, count == lanes ? sizeof wide : static_cast<size_t>(count) * sizeof(P));
+  using Wide = typename VectorOf<P, sizeof(M) / sizeof(where[0])>::type;
+  const Wide wide = __builtin_convertvector(where, Wide) + static_cast<P>(base);
+  store_lanes(p, wide | __builtin_convertvector(~exists, Wide), count);
 }
 
 // p[i] − base as lanes, for the first `count` of them (all: count = lanes). The difference must fit.

@@ -1,7 +1,9 @@
 // y = a reduction of x over windows: what average and max pooling (without positions) share.
 //
-// An Op has identity<A>() and combine(a, b) for scalars and vectors. A Finish turns a reduced window
-// into an output: start_columns(ow0, ow1) and start_row(od, oh), then finish(value, ow - ow0).
+// An Op has identity<A>() and combine(a, b) for scalars and vectors. A Finish turns reduced windows into
+// outputs: after start_columns(ow0, ow1) and start_row(od, oh), in either order, finish(value, o) does so
+// for the windows ow0 + o, ow0 + o + 1, …, a lane each, and pixel(o) is a function that does so for all
+// channels of one window.
 //
 // contiguous: first down the columns, vectorised over W, then along the row by phases (rows.h), or,
 // where windows follow no fixed step, window by window. channels_last: vectorised over channels.
@@ -23,31 +25,61 @@ struct Taps {
   int64_t depth_step, height_step, width_step;  // elements from one to the next
 };
 
-// The window of output (od, oh, ow) in a plane of `channels` interleaved channels.
+// The taps of window o along one axis: the position of the first inside the input, and how many are.
+struct AxisTaps {
+  int64_t first;
+  int64_t count;
+};
+inline AxisTaps axis_taps(const PoolAxis& a, int64_t o) {
+  const int64_t start = window_start(a, o);
+  if (!a.adaptive && start >= 0 && start + (a.kernel - 1) * a.dilation < a.in) return {start, a.kernel};
+  const Range taps = window_taps(a, o);
+  return {start + taps.begin * a.dilation, imax(taps.end - taps.begin, 0)};
+}
+
+// The rows of the windows (od, oh, ·) in a plane of `channels` interleaved channels, from column 0;
+// the width is left open.
 template <typename T>
-Taps<T> window_of(const PoolParams& p, const T* plane, int64_t channels, int64_t od, int64_t oh, int64_t ow) {
-  const PoolAxis ad = axis_d(p), ah = axis_h(p), aw = axis_w(p);
-  const Range d = window_taps(ad, od), h = window_taps(ah, oh), w = window_taps(aw, ow);
+Taps<T> rows_of(const PoolParams& p, const T* plane, int64_t channels, int64_t od, int64_t oh) {
+  const AxisTaps d = axis_taps(axis_d(p), od), h = axis_taps(axis_h(p), oh);
   const int64_t row = p.in.w * channels;
-  const int64_t sd = p.dilation.d, sh = p.dilation.h, sw = p.dilation.w;  // 1 in adaptive windows
-  const int64_t id = window_start(ad, od) + d.begin * sd, ih = window_start(ah, oh) + h.begin * sh,
-                iw = window_start(aw, ow) + w.begin * sw;
-  return {plane + (id * p.in.h + ih) * row + iw * channels,
-          imax(d.end - d.begin, 0),
-          imax(h.end - h.begin, 0),
-          imax(w.end - w.begin, 0),
-          sd * p.in.h * row,
-          sh * row,
-          sw * channels};
+  return {plane + (d.first * p.in.h + h.first) * row,
+          d.count,
+          h.count,
+          0,
+          p.dilation.d * p.in.h * row,  // dilation is 1 in adaptive windows
+          p.dilation.h * row,
+          p.dilation.w * channels};
 }
-// The rows of the windows (od, oh, ·): element 0 of the window's first row.
 template <typename T>
-Taps<T> rows_of(const PoolParams& p, const T* plane, int64_t od, int64_t oh) {
-  Taps<T> taps = window_of(p, plane, 1, od, oh, 0);
-  const Range w = window_taps(axis_w(p), 0);
-  taps.first -= window_start(axis_w(p), 0) + w.begin * p.dilation.w;
-  return taps;
+Taps<T> window_of(Taps<T> rows, const AxisTaps& columns, int64_t channels) {
+  rows.first += columns.first * channels;
+  rows.width = columns.count;
+  return rows;
 }
+
+// Something for each column of a row, worked out once for many rows. Long rows take turns.
+constexpr int64_t kTableColumns = 256;
+template <typename Entry>
+class ColumnTable {
+ public:
+  // Makes entry(column) ready for the columns of `column`'s tile; returns whether that took work.
+  template <typename F>
+  inline bool prepare(int64_t column, int64_t columns, F make) {
+    if (column >= begin_ && column < end_) return false;
+    begin_ = column / kTableColumns * kTableColumns;
+    end_ = imin(begin_ + kTableColumns, columns);
+    for (int64_t i = begin_; i < end_; ++i) entries_[i - begin_] = make(i);
+    return true;
+  }
+  const Entry& operator[](int64_t column) const { return entries_[column - begin_]; }
+  int64_t begin() const { return begin_; }
+  int64_t end() const { return end_; }
+
+ private:
+  int64_t begin_ = 0, end_ = 0;
+  Entry entries_[kTableColumns];
+};
 
 template <typename Op, typename T>
 inline Vec<Acc<T>> reduce_column(const Taps<T>& rows, int64_t column, int64_t count) {
@@ -99,7 +131,7 @@ void reduce_rows(const PoolParams& p, const Columns& columns, const T* x, T* y, 
     finish.start_columns(ow0, ow1);
     for (int64_t r = begin; r < end; ++r) {
       const int64_t od = r / p.out.h, oh = r % p.out.h;
-      const Taps<T> rows = rows_of(p, x, od, oh);
+      const Taps<T> rows = rows_of(p, x, 1, od, oh);
       for_vectors<T>(inside.begin, inside.end, [&](int64_t j, int64_t count) {
         store_some(row + j - first, reduce_column<Op>(rows, j, count), count);
       });
@@ -133,8 +165,8 @@ void reduce_rows_by_window(const PoolParams& p, const T* x, T* y, int64_t begin,
   for (int64_t r = begin; r < end; ++r) {
     const int64_t od = r / p.out.h, oh = r % p.out.h;
     finish.start_row(od, oh);
+    const Taps<T> rows = rows_of(p, x, 1, od, oh);
     if (columns_first) {
-      const Taps<T> rows = rows_of(p, x, od, oh);
       for_vectors<T>(0, p.in.w, [&](int64_t j, int64_t count) {
         store_some(row + j, reduce_column<Op>(rows, j, count), count);
       });
@@ -142,12 +174,11 @@ void reduce_rows_by_window(const PoolParams& p, const T* x, T* y, int64_t begin,
     for (int64_t ow = 0; ow < p.out.w; ++ow) {
       A value = Op::template identity<A>();
       if (columns_first) {
-        const Range taps = window_taps(axis_w(p), ow);
-        const int64_t step = p.dilation.w;
-        const A* from = row + window_start(axis_w(p), ow);
-        for (int64_t k = taps.begin; k < taps.end; ++k) value = Op::combine(value, from[k * step]);
+        const AxisTaps taps = axis_taps(axis_w(p), ow);
+        for (int64_t k = 0; k < taps.count; ++k)
+          value = Op::combine(value, row[taps.first + k * p.dilation.w]);
       } else {
-        const Taps<T> taps = window_of(p, x, 1, od, oh, ow);
+        const Taps<T> taps = window_of(rows, axis_taps(axis_w(p), ow), 1);
         for (int64_t d = 0; d < taps.depth; ++d)
           for (int64_t h = 0; h < taps.height; ++h)
             value =
@@ -160,9 +191,9 @@ void reduce_rows_by_window(const PoolParams& p, const T* x, T* y, int64_t begin,
   }
 }
 
-// `vectors` vectors of channels of one window. Channels past the last one are the next pixel's, or 0
-// where x ends.
-template <typename Op, int vectors, typename T>
+// `vectors` vectors of channels of one window. In the last, guarded one, channels past the last are the
+// next pixel's, or 0 where x ends.
+template <typename Op, int vectors, bool guarded, typename T>
 inline void reduce_pixel(const Taps<T>& taps, int64_t c, const T* x_end, Vec<Acc<T>> (&value)[vectors]) {
   constexpr int64_t lanes = kLanes<Acc<T>>;
   for (Vec<Acc<T>>& v : value) v = broadcast(Op::template identity<Acc<T>>());
@@ -181,26 +212,45 @@ void reduce_pixels(const PoolParams& p, const T* x, T* y, int64_t begin, int64_t
   using A = Acc<T>;
   constexpr int64_t lanes = kLanes<A>;
   const T* y_end = y + end * p.out.w * p.c;
+  ColumnTable<AxisTaps> columns;
   for (int64_t r = begin; r < end; ++r) {
     const int64_t od = r / p.out.h, oh = r % p.out.h;
+    const Taps<T> rows = rows_of(p, x, p.c, od, oh);
     finish.start_row(od, oh);
     for (int64_t ow = 0; ow < p.out.w; ++ow) {
-      finish.start_columns(ow, ow + 1);
-      const Taps<T> taps = window_of(p, x, p.c, od, oh, ow);
+      if (columns.prepare(ow, p.out.w, [&](int64_t o) { return axis_taps(axis_w(p), o); }))
+        finish.start_columns(columns.begin(), columns.end());
+      const Taps<T> taps = window_of(rows, columns[ow], p.c);
+      const auto finish_pixel = finish.pixel(ow - columns.begin());
       T* out = y + (r * p.out.w + ow) * p.c;
       int64_t c = 0;
       for (; c + 4 * lanes <= p.c; c += 4 * lanes) {
         Vec<A> value[4];
-        reduce_pixel<Op>(taps, c, x_end, value);
-        for (int u = 0; u < 4; ++u) store(out + c + u * lanes, finish(value[u], 0));
+        reduce_pixel<Op, 4, false>(taps, c, x_end, value);
+        for (int u = 0; u < 4; ++u) store(out + c + u * lanes, finish_pixel(value[u]));
       }
-      for (; c < p.c; c += lanes) {
+      for (; c + lanes <= p.c; c += lanes) {
         Vec<A> value[1];
-        reduce_pixel<Op>(taps, c, x_end, value);
-        store_before(out + c, finish(value[0], 0), y_end);
+        reduce_pixel<Op, 1, false>(taps, c, x_end, value);
+        store(out + c, finish_pixel(value[0]));
+      }
+      if (c < p.c) {
+        Vec<A> value[1];
+        reduce_pixel<Op, 1, true>(taps, c, x_end, value);
+        store_before(out + c, finish_pixel(value[0]), y_end);
       }
     }
   }
+}
+
+// All of a plane, a plane to an output: blocks of planes [begin, end).
+template <typename Op, typename T, typename Finish>
+void reduce_planes(const T* x, T* y, int64_t size, int64_t begin, int64_t end, Finish finish) {
+  finish.start_row(0, 0);
+  finish.start_columns(0, 1);
+  const auto finish_pixel = finish.pixel(0);
+  for (int64_t plane = begin; plane < end; ++plane)
+    y[plane] = from_acc<T>(finish_pixel(broadcast(reduce_span<Op>(x + plane * size, size, 1)))[0]);
 }
 
 template <typename Op, typename T, typename Finish>
@@ -213,6 +263,14 @@ void reduce_windows(const PoolParams& p, const T* x, T* y, int threads, Finish f
       const int64_t n = task / blocks, begin = task % blocks * block;
       reduce_pixels<Op>(p, x + n * in_plane * p.c, y + n * rows * p.out.w * p.c, begin,
                         imin(begin + block, rows), x_end, finish);
+    });
+    return;
+  }
+  if (p.adaptive && volume(p.out) == 1) {
+    const int64_t planes = p.n * p.c, block = rows_per_task(planes, in_plane),
+                  blocks = ceil_div(planes, block);
+    parallel_for(threads, blocks, block * in_plane, [&](int64_t task, int) {
+      reduce_planes<Op>(x, y, in_plane, task * block, imin((task + 1) * block, planes), finish);
     });
     return;
   }

@@ -267,6 +267,18 @@ void avg_pool_adjoint<kIsa>(const PoolParams& params, const void* dy, void* dx, 
     const int64_t rows = p.in.d * p.in.h, out_plane = volume(p.out) * channels, width = p.in.w * channels;
     const int64_t block = rows_per_task(rows, width), blocks = ceil_div(rows, block);
     const Divisors divisors(p);
+    if (p.adaptive && !p.channels_last && volume(p.out) == 1) {
+      // One value per plane.
+      const Acc<T> divisor = Acc<T>(divisors.row(0, 0) * divisors.column(0));
+      const int64_t some = rows_per_task(planes, width);
+      parallel_for(threads, ceil_div(planes, some), some * width, [&](int64_t task, int) {
+        for (int64_t i = task * some; i < imin((task + 1) * some, planes); ++i) {
+          const T value = from_acc<T>(to_acc(from[i]) / divisor);
+          for (int64_t j = 0; j < width; ++j) to[i * width + j] = value;
+        }
+      });
+      return;
+    }
     const Columns columns(axis_w(p));
     parallel_for(threads, planes * blocks, block * width * 4, [&](int64_t task, int) {
       const int64_t plane = task / blocks, begin = task % blocks * block, end = imin(begin + block, rows);

@@ -1,9 +1,9 @@
 // The derivative of max pooling at fixed positions, and its transpose.
 //
-// The transpose has two ways. Where few windows cover an input, each input looks at their positions and
-// sums those that name it: vectorised, nothing is written twice. Where many do, and where windows follow
-// no fixed step, outputs are added into a band of accumulators that fits into the cache; each band scans
-// the outputs that may reach it. Either way an input sums its outputs in a fixed order, in Acc<T>.
+// The transpose has two ways. In channels_last, where few windows cover an input, each input looks at
+// their positions and sums those that name it: vectorised, nothing is written twice. Otherwise outputs
+// are added into a band of accumulators that fits into the cache; each band scans the outputs that may
+// reach it. Either way an input sums its outputs in a fixed order, in Acc<T>.
 #include "../indexed.h"
 #include "dispatch.h"
 #include "positions.h"
@@ -50,64 +50,6 @@ inline Covering covering(const PoolAxis& a, int64_t i) {
       found.window[found.count++] = start / a.stride;
   }
   return found;
-}
-
-// Input rows [begin, end) of a contiguous plane.
-template <typename T, typename P>
-void look_rows(const PoolParams& p, const Columns& columns, const T* dy, const P* positions, T* dx,
-               int64_t begin, int64_t end) {
-  using A = Acc<T>;
-  using I = Index<A>;
-  constexpr int64_t lanes = kLanes<A>;
-  RowBuffer<A> values, phase_buffer, row_buffer;
-  RowBuffer<I> wheres;
-  const int64_t stride = columns.stride, reach = columns.reach, dilation = p.dilation.w;
-  // Column i is slot q of phase r: i + pad = q · stride + r.
-  const int64_t slots_end = (p.in.w - 1 + p.pad.w) / stride + 1;
-  for (int64_t q0 = p.pad.w / stride; q0 < slots_end; q0 += columns.tile) {
-    const int64_t slots = imin(columns.tile, slots_end - q0), windows = slots + reach;
-    const int64_t first = q0 * stride - p.pad.w;  // the column of slot q0 of phase 0
-    const Range inside = {imax(first, 0), imin(first + slots * stride, p.in.w)};
-    // Windows [exist.begin, exist.end) of the tile's q0 − reach, q0 − reach + 1, …
-    const int64_t ow0 = q0 - reach;
-    const Range exist = {imin(imax(ow0, 0), p.out.w), imin(ow0 + windows, p.out.w)};
-    const auto nothing = [&](int64_t j) {
-      values.data[j] = 0;
-      wheres.data[j] = -1;
-    };
-    for (int64_t j = 0; j < exist.begin - ow0; ++j) nothing(j);
-    for (int64_t j = imax(exist.end - ow0, 0); j < windows + lanes; ++j) nothing(j);
-    A* phases = stride == 1 ? row_buffer.data : phase_buffer.data;
-    for (int64_t r = begin; r < end; ++r) {
-      for (int64_t phase = 0; phase < stride; ++phase)
-        std::memset(phases + phase * columns.length, 0, sizeof(A) * static_cast<size_t>(slots));
-      const Covering cd = covering(axis_d(p), r / p.in.h), ch = covering(axis_h(p), r % p.in.h);
-      for (int64_t look = 0; look < cd.count * ch.count; ++look) {
-        const int64_t row = cd.window[look / ch.count] * p.out.h + ch.window[look % ch.count];
-        for_vectors<T>(exist.begin, exist.end, [&](int64_t ow, int64_t count) {
-          store_lanes(values.data + ow - ow0, load_some(dy + row * p.out.w + ow, count), count);
-          // Counted from this row of the input: other rows' are out of [0, W).
-          store_lanes(wheres.data + ow - ow0,
-                      load_positions<Mask<A>>(positions + row * p.out.w + ow, r * p.in.w, count), count);
-        });
-        for (int64_t k = 0; k < columns.taps; ++k) {
-          const int64_t phase = k * dilation % stride, shift = k * dilation / stride;
-          A* sums = phases + phase * columns.length;
-          Mask<A> column = lane_numbers<A>() * static_cast<I>(stride) + static_cast<I>(first + phase);
-          const int64_t from = reach - shift;
-          for (int64_t q = 0; q < slots; q += lanes, column += static_cast<I>(lanes * stride)) {
-            const Mask<A> named = load_bits<Mask<A>>(wheres.data + from + q) == column;
-            store(sums + q, load(sums + q) + (named ? load(values.data + from + q) : Vec<A>{}));
-          }
-        }
-      }
-      if (stride > 1) join_phases<A, Vec<A>>(columns, phases, slots, row_buffer.data);
-      T* out = dx + r * p.in.w;
-      for_vectors<T>(inside.begin, inside.end, [&](int64_t i, int64_t count) {
-        store_some(out + i, load(row_buffer.data + i - first), count);
-      });
-    }
-  }
 }
 
 // Input rows [begin, end) of a channels_last image.
@@ -179,15 +121,22 @@ void scatter_band(const PoolParams& p, int64_t stride, int64_t channels, const T
   const Range rw = row_end - row_begin > 1
                        ? Range{0, p.out.w}
                        : windows_touching(axis_w(p), begin % p.in.w, (end - 1) % p.in.w + 1);
-  for (int64_t od = rd.begin; od < rd.end; ++od)
-    for (int64_t oh = rh.begin; oh < rh.end; ++oh)
-      for (int64_t ow = rw.begin; ow < rw.end; ++ow) {
-        const int64_t o = ((od * p.out.h + oh) * p.out.w + ow) * stride;
-        for (int64_t c = 0; c < channels; ++c) {
-          const uint64_t i = static_cast<uint64_t>(positions[o + c] - begin);
-          if (i < static_cast<uint64_t>(end - begin)) band[i * channels + c] += to_acc(dy[o + c]);
-        }
+  const auto add = [&](int64_t from, int64_t to) {  // outputs
+    const uint64_t size = static_cast<uint64_t>(end - begin);
+    for (int64_t o = from; o < to; ++o)
+      for (int64_t c = 0; c < channels; ++c) {
+        const uint64_t i = static_cast<uint64_t>(positions[o * stride + c] - begin);
+        if (i < size) band[i * channels + c] += to_acc(dy[o * stride + c]);
       }
+  };
+  for (int64_t od = rd.begin; od < rd.end; ++od) {
+    const int64_t row = od * p.out.h;
+    if (rw.begin == 0 && rw.end == p.out.w)
+      add((row + rh.begin) * p.out.w, (row + rh.end) * p.out.w);
+    else
+      for (int64_t oh = rh.begin; oh < rh.end; ++oh)
+        add((row + oh) * p.out.w + rw.begin, (row + oh) * p.out.w + rw.end);
+  }
   // Where the channels are all of them, the band is contiguous in dx too.
   const int64_t runs = channels == stride ? 1 : end - begin,
                 run = channels == stride ? (end - begin) * stride : channels;
@@ -213,23 +162,14 @@ void scatter_add_bands(const PoolParams& p, const T* dy, const P* positions, T* 
 
 template <typename T, typename P>
 void scatter_add_typed(const PoolParams& p, const T* dy, const P* positions, T* dx, int threads) {
-  const Columns columns(axis_w(p));
-  const int64_t most_h = most_windows(axis_h(p)), most_w = most_windows(axis_w(p));
-  const bool looks = most_windows(axis_d(p)) * most_h * most_w <= kMaxLooks &&
-                     (p.channels_last || columns.tile >= 1) && volume(p.out) > 0;
-  if (!looks) return scatter_add_bands(p, dy, positions, dx, threads);
-  const int64_t planes = p.channels_last ? p.n : p.n * p.c, channels = p.channels_last ? p.c : 1;
-  const int64_t rows = p.in.d * p.in.h, width = p.in.w * channels, out_plane = volume(p.out) * channels;
+  const int64_t most = most_windows(axis_d(p)) * most_windows(axis_h(p)) * most_windows(axis_w(p));
+  if (!p.channels_last || most > kMaxLooks) return scatter_add_bands(p, dy, positions, dx, threads);
+  const int64_t rows = p.in.d * p.in.h, width = p.in.w * p.c, out_image = volume(p.out) * p.c;
   const int64_t block = rows_per_task(rows, width), blocks = ceil_div(rows, block);
-  parallel_for(threads, planes * blocks, block * width * 4, [&](int64_t task, int) {
-    const int64_t plane = task / blocks, begin = task % blocks * block, end = imin(begin + block, rows);
-    const T* from = dy + plane * out_plane;
-    const P* where = positions + plane * out_plane;
-    T* to = dx + plane * rows * width;
-    if (p.channels_last)
-      look_pixels(p, from, where, to, begin, end, dy + planes * out_plane, positions + planes * out_plane);
-    else
-      look_rows(p, columns, from, where, to, begin, end);
+  parallel_for(threads, p.n * blocks, block * width * 4, [&](int64_t task, int) {
+    const int64_t n = task / blocks, begin = task % blocks * block, end = imin(begin + block, rows);
+    look_pixels(p, dy + n * out_image, positions + n * out_image, dx + n * rows * width, begin, end,
+                dy + p.n * out_image, positions + p.n * out_image);
   });
 }
 

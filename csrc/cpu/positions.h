@@ -47,7 +47,20 @@ inline void store_lanes(E* p, M v, int64_t count) {
 // p[i] = base + where[i], for the first `count` lanes.
 template <typename M, typename P>
 inline void store_positions(P* p, M where, int64_t base, int64_t count) {
-  using Wide = typename VectorOf<P, sizeof(M) / sizeof(where[0])>::type;
+  constexpr int lanes = sizeof(M) / sizeof(where[0]);
+  if (count == lanes && sizeof(P) > sizeof(where[0])) {
+    // A widened vector is two vectors: a half each, which is what the processor converts well.
+    using Half = typename VectorOf<int32_t, lanes / 2>::type;
+    using Wide = typename VectorOf<P, lanes / 2>::type;
+    for (int half = 0; half < 2; ++half) {
+      Half narrow;
+      std::memcpy(&narrow, reinterpret_cast<const char*>(&where) + half * sizeof narrow, sizeof narrow);
+      const Wide wide = __builtin_convertvector(narrow, Wide) + static_cast<P>(base);
+      std::memcpy(p + half * lanes / 2, &wide, sizeof wide);
+    }
+    return;
+  }
+  using Wide = typename VectorOf<P, lanes>::type;
   store_lanes(p, __builtin_convertvector(where, Wide) + static_cast<P>(base), count);
 }
 // The same, but -1 where not `exists`.

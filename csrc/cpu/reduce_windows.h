@@ -205,6 +205,31 @@ inline void reduce_pixel(const Taps<T>& taps, int64_t c, const T* x_end, Vec<Acc
     }
 }
 
+// Channels [0, channels) of one large window into `value`, a pixel after the other: windows of many wide
+// pixels are read in long runs, not in a vector from each pixel.
+template <typename Op, typename T>
+inline void reduce_large_window(const Taps<T>& taps, int64_t channels, Acc<T>* value) {
+  constexpr int64_t lanes = kLanes<Acc<T>>;
+  for (int64_t c = 0; c < channels; ++c) value[c] = Op::template identity<Acc<T>>();
+  for (int64_t d = 0; d < taps.depth; ++d)
+    for (int64_t h = 0; h < taps.height; ++h) {
+      const T* p = taps.first + d * taps.depth_step + h * taps.height_step;
+      const int64_t step = taps.width_step;
+      int64_t w = 0;
+      for (; w + 4 <= taps.width; w += 4, p += 4 * step)
+        for (int64_t c = 0; c < channels; c += lanes)
+          store(value + c,
+                Op::combine(load(value + c),
+                            Op::combine(Op::combine(load(p + c), load(p + step + c)),
+                                        Op::combine(load(p + 2 * step + c), load(p + 3 * step + c)))));
+      for (; w < taps.width; ++w, p += step)
+        for (int64_t c = 0; c < channels; c += lanes)
+          store(value + c, Op::combine(load(value + c), load(p + c)));
+    }
+}
+constexpr int64_t kLargeWindow = 16;   // taps
+constexpr int64_t kChannelRun = 1024;  // channels at a time
+
 // Output rows [begin, end) of a channels_last image.
 template <typename Op, typename T, typename Finish>
 void reduce_pixels(const PoolParams& p, const T* x, T* y, int64_t begin, int64_t end, const T* x_end,
@@ -224,6 +249,17 @@ void reduce_pixels(const PoolParams& p, const T* x, T* y, int64_t begin, int64_t
       const auto finish_pixel = finish.pixel(ow - columns.begin());
       T* out = y + (r * p.out.w + ow) * p.c;
       int64_t c = 0;
+      if (taps.depth * taps.height * taps.width >= kLargeWindow && p.c >= 16 * lanes) {
+        A value[kChannelRun];
+        while (p.c - c >= lanes) {
+          const int64_t run = imin(p.c - c, kChannelRun) / lanes * lanes;
+          Taps<T> some = taps;
+          some.first += c;
+          reduce_large_window<Op>(some, run, value);
+          for (int64_t i = 0; i < run; i += lanes) store(out + c + i, finish_pixel(load(value + i)));
+          c += run;
+        }
+      }
       for (; c + 4 * lanes <= p.c; c += 4 * lanes) {
         Vec<A> value[4];
         reduce_pixel<Op, 4, false>(taps, c, x_end, value);

@@ -119,6 +119,15 @@ ADAPTIVE_MAX = [
 ]
 
 
+def distinct(x: Tensor, **_: Any) -> tuple[Tensor]:
+    """In fp64, where gradients are checked by differences, no two values are near each other."""
+    if x.dtype != torch.float64:
+        return (x,)
+    order = torch.randperm(x.numel(), generator=torch.Generator().manual_seed(3))
+    values = (order - x.numel() / 2) * (6 / max(x.numel(), 1))
+    return (torch.empty_like(x).copy_(values.view(x.shape)),)
+
+
 def ties(x: Tensor, **_: Any) -> tuple[Tensor]:
     """Few distinct values, so that most windows hold several maxima."""
     return (x.round().clamp(-1, 1),)
@@ -188,8 +197,8 @@ UNPOOL = [
 CASES = (
     [Case("avg_pool2d", *row) for row in AVG]
     + [Case("adaptive_avg_pool2d", *row) for row in ADAPTIVE_AVG]
-    + [Case("max_pool2d", *row) for row in MAX]
-    + [Case("adaptive_max_pool2d", *row) for row in ADAPTIVE_MAX]
+    + [Case("max_pool2d", *row, distinct) for row in MAX]
+    + [Case("adaptive_max_pool2d", *row, distinct) for row in ADAPTIVE_MAX]
     + SPECIAL
     + UNPOOL
     + [MANY_TAPS, EMPTY_OUTPUT]

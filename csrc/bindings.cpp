@@ -9,6 +9,7 @@
 
 #include "batch_norm.h"
 #include "conv.h"
+#include "indexed.h"
 #include "pool.h"
 #include "threads.h"
 
@@ -104,6 +105,8 @@ void bind_params(py::module_& m) {
       .value("bf16", DType::kBF16)
       .value("u8", DType::kU8);
 
+  py::enum_<IndexType>(m, "IndexType").value("i64", IndexType::kI64).value("i32", IndexType::kI32);
+
   ParamsClass<PoolParams>(m, "PoolParams")
       .field("dtype", &PoolParams::dtype)
       .field("channels_last", &PoolParams::channels_last)
@@ -147,6 +150,17 @@ void bind_params(py::module_& m) {
   m.def("batch_norm_apply_workspace", &batch_norm_apply_workspace);
   m.def("batch_norm_backward_workspace", &batch_norm_backward_workspace);
   m.def("batch_norm_double_backward_workspace", &batch_norm_double_backward_workspace);
+      .field("divisor_override", &PoolParams::divisor_override)
+      .field("positions", &PoolParams::positions);
+
+  ParamsClass<UnpoolParams>(m, "UnpoolParams")
+      .field("dtype", &UnpoolParams::dtype)
+      .field("channels_last", &UnpoolParams::channels_last)
+      .field("n", &UnpoolParams::n)
+      .field("c", &UnpoolParams::c)
+      .field("in_", &UnpoolParams::in)
+      .field("out", &UnpoolParams::out);
+  m.def("unpool_scratch_bytes", &unpool_scratch_bytes);
 }
 
 // ---- launchers ---------------------------------------------------------------------------------
@@ -168,6 +182,11 @@ void bind_cpu(py::module_ m) {
   kernel(m, "batch_norm_apply", cpu::batch_norm_apply<isa>);
   kernel(m, "batch_norm_backward", cpu::batch_norm_backward<isa>);
   kernel(m, "batch_norm_double_backward", cpu::batch_norm_double_backward<isa>);
+  kernel(m, "max_pool", cpu::max_pool<isa>);
+  kernel(m, "gather", cpu::gather<isa>);
+  kernel(m, "scatter_add", cpu::scatter_add<isa>);
+  kernel(m, "max_unpool", cpu::max_unpool<isa>);
+  kernel(m, "max_unpool_adjoint", cpu::max_unpool_adjoint<isa>);
 }
 
 #if defined(FASTOPS_CUDA)

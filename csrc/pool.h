@@ -25,6 +25,8 @@ struct PoolParams {
   bool adaptive = false;          // windows from in and out alone; kernel to dilation are unused
   bool count_include_pad = true;  // averages only: padding counts in the divisor
   int64_t divisor_override = 0;   // averages only; 0: none; may be negative, as in torch
+  // Maxima only: the element type of the positions, which are flat in the input's d·h·w.
+  IndexType positions = IndexType::kI64;
 };
 
 FASTOPS_INLINE PoolAxis axis_d(const PoolParams& p) {
@@ -44,6 +46,11 @@ void avg_pool(const PoolParams& p, const void* x, void* y, int threads);
 // dx = the transpose of avg_pool applied to dy; every element of dx is written.
 template <Isa>
 void avg_pool_adjoint(const PoolParams& p, const void* dy, void* dx, int threads);
+// y = maximum of x over each window; positions (null: not wanted) = where it was found, in y's shape and
+// layout. Equal values: the first in raster order. NaN: the last NaN. A window without any element of
+// the input (dilation can make one) gives -inf at -1.
+template <Isa>
+void max_pool(const PoolParams& p, const void* x, void* y, void* positions, int threads);
 }  // namespace cpu
 
 }  // namespace fastops

@@ -19,6 +19,10 @@ namespace fastops {
 // Element type of the tensors of one call. Accumulation is in fp64 for kF64 and fp32 for the rest.
 enum class DType : int32_t { kF64 = 0, kF32 = 1, kF16 = 2, kBF16 = 3, kU8 = 4 };
 
+// Element type of a tensor of positions inside a plane. Python gives users kI64; what only a backward
+// pass reads is as narrow as the plane allows.
+enum class IndexType : int32_t { kI64 = 0, kI32 = 1 };
+
 // Sizes of the spatial dimensions. 2-d layers have d = 1, 1-d layers d = h = 1.
 struct Extent {
   int64_t d = 1;

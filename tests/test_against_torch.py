@@ -121,4 +121,4 @@ def test_odd_strides(case: Case, backend: str) -> None:
     dense = getattr(G, case.op)(*arguments, **case.kwargs)
     views = getattr(G, case.op)(*map(strided, arguments), **case.kwargs)
     for a, b in zip(*(r if isinstance(r, tuple) else (r,) for r in (dense, views)), strict=True):
-        assert torch.equal(a, b)
+        assert torch.equal(a.nan_to_num(0), b.nan_to_num(0))

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
+#include <utility>
 
 #if defined(__F16C__) || defined(__AVX2__) || defined(__AVX512F__)
 #include <immintrin.h>
@@ -228,6 +229,50 @@ inline void store_first(T* p, Vec<Acc<T>> v, int64_t count) {
   T padded[kLanes<Acc<T>>];
   store(padded, v);
   std::memcpy(p, padded, static_cast<size_t>(count) * sizeof(T));
+}
+
+// ---- rearranging two vectors, for strides of 2 -----------------------------------------------------
+
+template <typename V>
+struct Pair {
+  V first;
+  V second;
+};
+
+#if defined(__clang__) || __GNUC__ >= 12
+template <typename V, int... i>
+inline Pair<V> deinterleave_lanes(V a, V b, std::integer_sequence<int, i...>) {
+  return {__builtin_shufflevector(a, b, (2 * i)...), __builtin_shufflevector(a, b, (2 * i + 1)...)};
+}
+template <typename V, int... i>
+inline Pair<V> interleave_lanes(V a, V b, std::integer_sequence<int, i...>) {
+  constexpr int n = sizeof...(i);
+  return {__builtin_shufflevector(a, b, (i / 2 + i % 2 * n)...),
+          __builtin_shufflevector(a, b, (n / 2 + i / 2 + i % 2 * n)...)};
+}
+#else
+template <typename V, int... i>
+inline Pair<V> deinterleave_lanes(V a, V b, std::integer_sequence<int, i...>) {
+  constexpr int n = sizeof...(i);
+  return {V{(2 * i < n ? a[2 * i % n] : b[2 * i % n])...},
+          V{(2 * i < n ? a[2 * i % n + 1] : b[2 * i % n + 1])...}};
+}
+template <typename V, int... i>
+inline Pair<V> interleave_lanes(V a, V b, std::integer_sequence<int, i...>) {
+  constexpr int n = sizeof...(i);
+  return {V{(i % 2 ? b[i / 2] : a[i / 2])...}, V{(i % 2 ? b[n / 2 + i / 2] : a[n / 2 + i / 2])...}};
+}
+#endif
+
+// Of the sequence a, b: its even and its odd elements.
+template <typename V>
+inline Pair<V> deinterleave(V a, V b) {
+  return deinterleave_lanes(a, b, std::make_integer_sequence<int, sizeof(V) / sizeof(a[0])>{});
+}
+// a0 b0 a1 b1 …: the inverse.
+template <typename V>
+inline Pair<V> interleave(V a, V b) {
+  return interleave_lanes(a, b, std::make_integer_sequence<int, sizeof(V) / sizeof(a[0])>{});
 }
 
 }  // namespace

@@ -1,0 +1,337 @@
+// y = a reduction of x over windows: what average and max pooling (without positions) share.
+//
+// An Op has identity<A>() and combine(a, b) for scalars and vectors. A Finish turns reduced windows into
+// outputs: after start_columns(ow0, ow1) and start_row(od, oh), in either order, finish(value, o) does so
+// for the windows ow0 + o, ow0 + o + 1, …, a lane each, and pixel(o) is a function that does so for all
+// channels of one window.
+//
+// contiguous: first down the columns, vectorised over W, then along the row by phases (rows.h), or,
+// where windows follow no fixed step, window by window. channels_last: vectorised over channels.
+#pragma once
+
+#include "../pool.h"
+#include "parallel.h"
+#include "rows.h"
+
+namespace fastops {
+namespace cpu {
+namespace {
+
+// The elements of one window that lie inside the input.
+template <typename T>
+struct Taps {
+  const T* first;
+  int64_t depth, height, width;                 // how many
+  int64_t depth_step, height_step, width_step;  // elements from one to the next
+};
+
+// The taps of window o along one axis: the position of the first inside the input, and how many are.
+struct AxisTaps {
+  int64_t first;
+  int64_t count;
+};
+inline AxisTaps axis_taps(const PoolAxis& a, int64_t o) {
+  const int64_t start = window_start(a, o);
+  if (!a.adaptive && start >= 0 && start + (a.kernel - 1) * a.dilation < a.in) return {start, a.kernel};
+  const Range taps = window_taps(a, o);
+  return {start + taps.begin * a.dilation, imax(taps.end - taps.begin, 0)};
+}
+
+// The rows of the windows (od, oh, ·) in a plane of `channels` interleaved channels, from column 0;
+// the width is left open.
+template <typename T>
+Taps<T> rows_of(const PoolParams& p, const T* plane, int64_t channels, int64_t od, int64_t oh) {
+  const AxisTaps d = axis_taps(axis_d(p), od), h = axis_taps(axis_h(p), oh);
+  const int64_t row = p.in.w * channels;
+  return {plane + (d.first * p.in.h + h.first) * row,
+          d.count,
+          h.count,
+          0,
+          p.dilation.d * p.in.h * row,  // dilation is 1 in adaptive windows
+          p.dilation.h * row,
+          p.dilation.w * channels};
+}
+template <typename T>
+Taps<T> window_of(Taps<T> rows, const AxisTaps& columns, int64_t channels) {
+  rows.first += columns.first * channels;
+  rows.width = columns.count;
+  return rows;
+}
+
+// Something for each column of a row, worked out once for many rows. Long rows take turns.
+constexpr int64_t kTableColumns = 256;
+template <typename Entry>
+class ColumnTable {
+ public:
+  // Makes entry(column) ready for the columns of `column`'s tile; returns whether that took work.
+  template <typename F>
+  inline bool prepare(int64_t column, int64_t columns, F make) {
+    if (column >= begin_ && column < end_) return false;
+    begin_ = column / kTableColumns * kTableColumns;
+    end_ = imin(begin_ + kTableColumns, columns);
+    for (int64_t i = begin_; i < end_; ++i) entries_[i - begin_] = make(i);
+    return true;
+  }
+  const Entry& operator[](int64_t column) const { return entries_[column - begin_]; }
+  int64_t begin() const { return begin_; }
+  int64_t end() const { return end_; }
+
+ private:
+  int64_t begin_ = 0, end_ = 0;
+  Entry entries_[kTableColumns];
+};
+
+template <typename Op, typename T>
+inline Vec<Acc<T>> reduce_column(const Taps<T>& rows, int64_t column, int64_t count) {
+  Vec<Acc<T>> value = broadcast(Op::template identity<Acc<T>>());
+  for (int64_t d = 0; d < rows.depth; ++d) {
+    const T* p = rows.first + d * rows.depth_step + column;
+    for (int64_t h = 0; h < rows.height; ++h, p += rows.height_step)
+      value = Op::combine(value, load_some(p, count));
+  }
+  return value;
+}
+
+// Reduces n elements, `step` apart.
+template <typename Op, typename T>
+inline Acc<T> reduce_span(const T* x, int64_t n, int64_t step) {
+  using A = Acc<T>;
+  constexpr int64_t lanes = kLanes<A>;
+  A value = Op::template identity<A>();
+  int64_t i = 0;
+  if (step == 1 && n >= lanes) {
+    Vec<A> parts[4];
+    for (Vec<A>& v : parts) v = broadcast(value);
+    for (; i + 4 * lanes <= n; i += 4 * lanes)
+      for (int64_t u = 0; u < 4; ++u) parts[u] = Op::combine(parts[u], load(x + i + u * lanes));
+    for (; i + lanes <= n; i += lanes) parts[0] = Op::combine(parts[0], load(x + i));
+    const Vec<A> all = Op::combine(Op::combine(parts[0], parts[1]), Op::combine(parts[2], parts[3]));
+    for (int64_t lane = 0; lane < lanes; ++lane) value = Op::combine(value, A(all[lane]));
+  }
+  for (; i < n; ++i) value = Op::combine(value, to_acc(x[i * step]));
+  return value;
+}
+
+// Output rows [begin, end) of a contiguous plane.
+template <typename Op, typename T, typename Finish>
+void reduce_rows(const PoolParams& p, const Columns& columns, const T* x, T* y, int64_t begin, int64_t end,
+                 Finish finish) {
+  using A = Acc<T>;
+  constexpr A identity = Op::template identity<A>();
+  RowBuffer<A> row_buffer, phase_buffer;
+  const int64_t reach = (p.kernel.w - 1) * p.dilation.w;
+  for (int64_t ow0 = 0; ow0 < p.out.w; ow0 += columns.tile) {
+    const int64_t ow1 = imin(ow0 + columns.tile, p.out.w), windows = ow1 - ow0;
+    // Columns [first, first + span) of the input, of which [inside.begin, inside.end) exist.
+    const int64_t first = ow0 * p.stride.w - p.pad.w, span = (windows - 1) * p.stride.w + reach + 1;
+    const Range inside = {imin(imax(first, 0), p.in.w), imin(first + span, p.in.w)};
+    A* row = row_buffer.data;
+    for (int64_t j = 0; j < inside.begin - first; ++j) row[j] = identity;
+    for (int64_t j = imax(inside.end - first, 0); j < span; ++j) row[j] = identity;
+    finish.start_columns(ow0, ow1);
+    for (int64_t r = begin; r < end; ++r) {
+      const int64_t od = r / p.out.h, oh = r % p.out.h;
+      const Taps<T> rows = rows_of(p, x, 1, od, oh);
+      for_vectors<T>(inside.begin, inside.end, [&](int64_t j, int64_t count) {
+        store_some(row + j - first, reduce_column<Op>(rows, j, count), count);
+      });
+      const A* phases = row;
+      if (columns.stride > 1) {
+        split_phases<A, Vec<A>>(columns, row, windows + columns.reach, phase_buffer.data);
+        phases = phase_buffer.data;
+      }
+      finish.start_row(od, oh);
+      T* out = y + r * p.out.w + ow0;
+      const auto window = [&](int64_t o, int64_t count) {
+        Vec<A> value = load(phases + columns.offset[0] + o);
+        for (int64_t k = 1; k < columns.taps; ++k)
+          value = Op::combine(value, load(phases + columns.offset[k] + o));
+        store_some(out + o, finish(value, o), count);
+      };
+      for_vectors<T>(0, windows, window);
+    }
+  }
+}
+
+// The same, window by window: adaptive windows, and windows too large for row buffers.
+template <typename Op, typename T, typename Finish>
+void reduce_rows_by_window(const PoolParams& p, const T* x, T* y, int64_t begin, int64_t end, Finish finish) {
+  using A = Acc<T>;
+  RowBuffer<A> row_buffer;
+  A* row = row_buffer.data;
+  // Reducing down the columns first pays where windows are narrow, and is possible where a row fits.
+  const bool columns_first =
+      p.in.w <= kRowElements && p.out.w > 1 && (p.adaptive || p.kernel.w >= p.stride.w);
+  for (int64_t r = begin; r < end; ++r) {
+    const int64_t od = r / p.out.h, oh = r % p.out.h;
+    finish.start_row(od, oh);
+    const Taps<T> rows = rows_of(p, x, 1, od, oh);
+    if (columns_first) {
+      for_vectors<T>(0, p.in.w, [&](int64_t j, int64_t count) {
+        store_some(row + j, reduce_column<Op>(rows, j, count), count);
+      });
+    }
+    for (int64_t ow = 0; ow < p.out.w; ++ow) {
+      A value = Op::template identity<A>();
+      if (columns_first) {
+        const AxisTaps taps = axis_taps(axis_w(p), ow);
+        for (int64_t k = 0; k < taps.count; ++k)
+          value = Op::combine(value, row[taps.first + k * p.dilation.w]);
+      } else {
+        const Taps<T> taps = window_of(rows, axis_taps(axis_w(p), ow), 1);
+        for (int64_t d = 0; d < taps.depth; ++d)
+          for (int64_t h = 0; h < taps.height; ++h)
+            value =
+                Op::combine(value, reduce_span<Op>(taps.first + d * taps.depth_step + h * taps.height_step,
+                                                   taps.width, taps.width_step));
+      }
+      finish.start_columns(ow, ow + 1);
+      y[r * p.out.w + ow] = from_acc<T>(finish(broadcast(value), 0)[0]);
+    }
+  }
+}
+
+// `vectors` vectors of channels of one window. In the last, guarded one, channels past the last are the
+// next pixel's, or 0 where x ends.
+template <typename Op, int vectors, bool guarded, typename T>
+inline void reduce_pixel(const Taps<T>& taps, int64_t c, const T* x_end, Vec<Acc<T>> (&value)[vectors]) {
+  constexpr int64_t lanes = kLanes<Acc<T>>;
+  for (Vec<Acc<T>>& v : value) v = broadcast(Op::template identity<Acc<T>>());
+  for (int64_t d = 0; d < taps.depth; ++d)
+    for (int64_t h = 0; h < taps.height; ++h) {
+      const T* p = taps.first + d * taps.depth_step + h * taps.height_step + c;
+      for (int64_t w = 0; w < taps.width; ++w, p += taps.width_step)
+        for (int u = 0; u < vectors; ++u) value[u] = Op::combine(value[u], load_before(p + u * lanes, x_end));
+    }
+}
+
+// Channels [0, channels) of one large window into `value`, a pixel after the other: windows of many wide
+// pixels are read in long runs, not in a vector from each pixel.
+template <typename Op, typename T>
+inline void reduce_large_window(const Taps<T>& taps, int64_t channels, Acc<T>* value) {
+  constexpr int64_t lanes = kLanes<Acc<T>>;
+  for (int64_t c = 0; c < channels; ++c) value[c] = Op::template identity<Acc<T>>();
+  for (int64_t d = 0; d < taps.depth; ++d)
+    for (int64_t h = 0; h < taps.height; ++h) {
+      const T* p = taps.first + d * taps.depth_step + h * taps.height_step;
+      const int64_t step = taps.width_step;
+      int64_t w = 0;
+      for (; w + 4 <= taps.width; w += 4, p += 4 * step)
+        for (int64_t c = 0; c < channels; c += lanes)
+          store(value + c,
+                Op::combine(load(value + c),
+                            Op::combine(Op::combine(load(p + c), load(p + step + c)),
+                                        Op::combine(load(p + 2 * step + c), load(p + 3 * step + c)))));
+      for (; w < taps.width; ++w, p += step)
+        for (int64_t c = 0; c < channels; c += lanes)
+          store(value + c, Op::combine(load(value + c), load(p + c)));
+    }
+}
+constexpr int64_t kLargeWindow = 16;   // taps
+constexpr int64_t kChannelRun = 1024;  // channels at a time
+
+// Output rows [begin, end) of a channels_last image.
+template <typename Op, typename T, typename Finish>
+void reduce_pixels(const PoolParams& p, const T* x, T* y, int64_t begin, int64_t end, const T* x_end,
+                   Finish finish) {
+  using A = Acc<T>;
+  constexpr int64_t lanes = kLanes<A>;
+  const T* y_end = y + end * p.out.w * p.c;
+  ColumnTable<AxisTaps> columns;
+  for (int64_t r = begin; r < end; ++r) {
+    const int64_t od = r / p.out.h, oh = r % p.out.h;
+    const Taps<T> rows = rows_of(p, x, p.c, od, oh);
+    finish.start_row(od, oh);
+    for (int64_t ow = 0; ow < p.out.w; ++ow) {
+      if (columns.prepare(ow, p.out.w, [&](int64_t o) { return axis_taps(axis_w(p), o); }))
+        finish.start_columns(columns.begin(), columns.end());
+      const Taps<T> taps = window_of(rows, columns[ow], p.c);
+      const auto finish_pixel = finish.pixel(ow - columns.begin());
+      T* out = y + (r * p.out.w + ow) * p.c;
+      int64_t c = 0;
+      if (taps.depth * taps.height * taps.width >= kLargeWindow && p.c >= 16 * lanes) {
+        A value[kChannelRun];
+        while (p.c - c >= lanes) {
+          const int64_t run = imin(p.c - c, kChannelRun) / lanes * lanes;
+          Taps<T> some = taps;
+          some.first += c;
+          reduce_large_window<Op>(some, run, value);
+          for (int64_t i = 0; i < run; i += lanes) store(out + c + i, finish_pixel(load(value + i)));
+          c += run;
+        }
+      }
+      for (; c + 4 * lanes <= p.c; c += 4 * lanes) {
+        Vec<A> value[4];
+        reduce_pixel<Op, 4, false>(taps, c, x_end, value);
+        for (int u = 0; u < 4; ++u) store(out + c + u * lanes, finish_pixel(value[u]));
+      }
+      for (; c + lanes <= p.c; c += lanes) {
+        Vec<A> value[1];
+        reduce_pixel<Op, 1, false>(taps, c, x_end, value);
+        store(out + c, finish_pixel(value[0]));
+      }
+      if (c < p.c) {
+        Vec<A> value[1];
+        reduce_pixel<Op, 1, true>(taps, c, x_end, value);
+        store_before(out + c, finish_pixel(value[0]), y_end);
+      }
+    }
+  }
+}
+
+// All of a plane, a plane to an output: blocks of planes [begin, end).
+template <typename Op, typename T, typename Finish>
+void reduce_planes(const T* x, T* y, int64_t size, int64_t begin, int64_t end, Finish finish) {
+  finish.start_row(0, 0);
+  finish.start_columns(0, 1);
+  const auto finish_pixel = finish.pixel(0);
+  for (int64_t plane = begin; plane < end; ++plane)
+    y[plane] = from_acc<T>(finish_pixel(broadcast(reduce_span<Op>(x + plane * size, size, 1)))[0]);
+}
+
+template <typename Op, typename T, typename Finish>
+void reduce_windows(const PoolParams& p, const T* x, T* y, int threads, Finish finish) {
+  const int64_t rows = p.out.d * p.out.h, in_plane = volume(p.in);
+  if (p.channels_last) {
+    const int64_t block = rows_per_task(rows, p.out.w * p.c), blocks = ceil_div(rows, block);
+    const T* x_end = x + p.n * in_plane * p.c;
+    parallel_for(threads, p.n * blocks, block * p.out.w * p.c * 4, [&](int64_t task, int) {
+      const int64_t n = task / blocks, begin = task % blocks * block;
+      reduce_pixels<Op>(p, x + n * in_plane * p.c, y + n * rows * p.out.w * p.c, begin,
+                        imin(begin + block, rows), x_end, finish);
+    });
+    return;
+  }
+  if (p.adaptive && volume(p.out) == 1) {
+    const int64_t planes = p.n * p.c, block = rows_per_task(planes, in_plane),
+                  blocks = ceil_div(planes, block);
+    parallel_for(threads, blocks, block * in_plane, [&](int64_t task, int) {
+      reduce_planes<Op>(x, y, in_plane, task * block, imin((task + 1) * block, planes), finish);
+    });
+    return;
+  }
+  const Columns columns(axis_w(p));
+  const int64_t block = rows_per_task(rows, p.out.w), blocks = ceil_div(rows, block);
+  const int64_t work = block * imax(p.out.w, p.in.w) * 2;
+  parallel_for(threads, p.n * p.c * blocks, work, [&](int64_t task, int) {
+    const int64_t plane = task / blocks, begin = task % blocks * block, end = imin(begin + block, rows);
+    const T* from = x + plane * in_plane;
+    T* to = y + plane * rows * p.out.w;
+    if (columns.tile >= 1)
+      reduce_rows<Op>(p, columns, from, to, begin, end, finish);
+    else
+      reduce_rows_by_window<Op>(p, from, to, begin, end, finish);
+  });
+}
+
+// One layout's memory may be another's: a channels_last image of one channel is a plane, and the whole
+// of a plane is one window of one row.
+inline PoolParams simplified(PoolParams p) {
+  if (p.c == 1) p.channels_last = false;
+  if (p.adaptive && volume(p.out) == 1) p.in = {1, 1, volume(p.in)};
+  return p;
+}
+
+}  // namespace
+}  // namespace cpu
+}  // namespace fastops

@@ -1,0 +1,281 @@
+"""What the table of cases cannot say of pooling: rules for NaN, ties and duplicates, adjoints, safety."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import fastops
+import fastops.functional as G
+from fastops import _C
+from fastops.backends import launch
+from fastops.ops import layout, max_pool, pool
+
+every_layout = pytest.mark.parametrize(
+    "memory_format", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"]
+)
+NAN, INF = float("nan"), float("inf")
+
+
+def window_maximum(values: list[float]) -> int:
+    """The place that max pooling reports: the first of equal maxima, the last NaN."""
+    nans = [i for i, v in enumerate(values) if v != v]
+    return nans[-1] if nans else values.index(max(values))
+
+
+@every_layout
+@pytest.mark.parametrize(
+    "values",
+    [
+        [1.0, 1.0, 1.0, 1.0],
+        [0.0, 2.0, 2.0, 1.0],
+        [NAN, 1.0, 2.0, 3.0],
+        [1.0, NAN, NAN, INF],
+        [NAN, NAN, NAN, NAN],
+        [-INF, -INF, -INF, -INF],
+        [-INF, -INF, -INF, -3.0],
+        [-0.0, 0.0, -0.0, 0.0],
+    ],
+    ids=str,
+)
+def test_which_maximum(values: list[float], memory_format: torch.memory_format, backend: str) -> None:
+    """The same window at every place of planes of several sizes, so that every loop meets it."""
+    place = window_maximum(values)
+    for width in (1, 3, 8, 37):
+        tile = (
+            torch.tensor(values)
+            .view(1, 1, 2, 2)
+            .repeat(1, 9, 3, width)
+            .contiguous(memory_format=memory_format)
+        )
+        for function, options in ((G.max_pool2d, (2,)), (G.adaptive_max_pool2d, ((3, width),))):
+            y, indices = function(tile, *options, return_indices=True)
+            row, column = torch.meshgrid(torch.arange(3), torch.arange(width), indexing="ij")
+            expected = (2 * row + place // 2) * 2 * width + 2 * column + place % 2
+            assert torch.equal(indices, expected.expand_as(indices))
+            assert torch.equal(y.nan_to_num(7), torch.full_like(y, values[place]).nan_to_num(7))
+            assert torch.equal(function(tile, *options).nan_to_num(7), y.nan_to_num(7))
+
+
+@every_layout
+def test_all_minus_infinity_at_the_edge(memory_format: torch.memory_format, backend: str) -> None:
+    """With padding the position is that of the first element inside the input."""
+    x = torch.full((1, 3, 4, 4), -INF).contiguous(memory_format=memory_format)
+    _, indices = G.max_pool2d(x, 3, 2, 1, return_indices=True)
+    assert indices[0, 0].tolist() == [[0, 1], [4, 5]]
+
+
+@every_layout
+def test_window_without_elements(memory_format: torch.memory_format, backend: str) -> None:
+    """Dilation can step over a small input: -inf at no position, and no gradient."""
+    x = torch.ones(1, 3, 1, 1).contiguous(memory_format=memory_format).requires_grad_()
+    y, indices = G.max_pool2d(x, 2, 1, 1, 2, return_indices=True)
+    assert y.flatten().tolist() == [-INF] * 3 and indices.flatten().tolist() == [-1] * 3
+    (dx,) = torch.autograd.grad(y, x, torch.ones_like(y), create_graph=True)
+    assert not dx.any()
+
+
+def test_no_positions_without_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def spy(op: str, params: Any, *tensors: Tensor | None) -> None:
+        seen.append((op, tensors[-1] is None))
+        launch(op, params, *tensors)
+
+    monkeypatch.setattr(max_pool, "launch", spy)
+    x = torch.randn(1, 2, 6, 6)
+    G.max_pool2d(x, 2)
+    G.max_pool2d(x.requires_grad_(), 2)
+    with torch.no_grad():
+        G.max_pool2d(x, 2)
+    assert seen == [("max_pool", True), ("max_pool", False), ("max_pool", True)]
+
+
+# ---- adjoints -----------------------------------------------------------------------------------
+
+
+def assert_adjoint(y: Tensor, dy: Tensor, x: Tensor, dx: Tensor) -> None:
+    """<A x, dy> = <x, A* dy>"""
+    torch.testing.assert_close((y * dy).sum(), (x * dx).sum(), rtol=1e-10, atol=1e-10)
+
+
+SPECS = [
+    max_pool.MaxPoolSpec((2, 2), (2, 2), (0, 0), (1, 1), False),
+    max_pool.MaxPoolSpec((3, 3), (2, 2), (1, 1), (1, 1), True),
+    max_pool.MaxPoolSpec((3, 2), (1, 3), (1, 0), (2, 3), False),
+    max_pool.MaxPoolSpec((7, 7), (1, 1), (3, 3), (1, 1), False),
+    pool.AdaptiveSpec((5, 4)),
+    pool.AdaptiveSpec((1, 1)),
+    pool.AdaptiveSpec((20, 3)),
+]
+
+
+@every_layout
+@pytest.mark.parametrize("index_dtype", [torch.int64, torch.int32], ids=["i64", "i32"])
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+def test_gather_and_scatter_add(
+    spec: Any, index_dtype: torch.dtype, memory_format: torch.memory_format, backend: str
+) -> None:
+    x = torch.randn(2, 11, 13, 17, dtype=torch.float64).contiguous(memory_format=memory_format)
+    y, positions = max_pool.MaxPool.forward(x, spec, index_dtype)
+    assert positions is not None and positions.dtype == index_dtype
+    assert torch.equal(max_pool.Gather.forward(x, positions, spec, memory_format), y)
+    dy, other = torch.randn_like(y), torch.randn_like(x)
+    dx = max_pool.ScatterAdd.forward(dy, positions, spec, x.shape, memory_format)
+    assert_adjoint(max_pool.Gather.forward(other, positions, spec, memory_format), dy, other, dx)
+    expected = torch.zeros(2, 11, 13 * 17, dtype=torch.float64)
+    expected.scatter_add_(2, positions.long().flatten(2), dy.flatten(2))
+    torch.testing.assert_close(dx.flatten(2), expected)
+
+
+@every_layout
+@pytest.mark.parametrize(
+    "spec",
+    [
+        pool.AvgPoolSpec((3, 3), (2, 2), (1, 1), True, False, None),
+        pool.AvgPoolSpec((9, 9), (1, 1), (4, 4), False, True, None),
+        pool.AvgPoolSpec((2, 3), (3, 1), (0, 1), False, True, 5),
+        pool.AdaptiveSpec((5, 4)),
+        pool.AdaptiveSpec((1, 1)),
+        pool.AdaptiveSpec((20, 3)),
+    ],
+    ids=str,
+)
+def test_avg_pool_and_adjoint(spec: Any, memory_format: torch.memory_format, backend: str) -> None:
+    x = torch.randn(2, 11, 13, 17, dtype=torch.float64).contiguous(memory_format=memory_format)
+    y = pool.AvgPool.forward(x, spec)
+    dy = torch.randn_like(y)
+    assert_adjoint(y, dy, x, pool.AvgPoolAdjoint.forward(dy, spec, x.shape, memory_format))
+
+
+@every_layout
+def test_third_order(memory_format: torch.memory_format, backend: str) -> None:
+    x = torch.randn(1, 3, 8, 8, dtype=torch.float64).contiguous(memory_format=memory_format).requires_grad_()
+    indices = torch.randperm(256)[:64].view(1, 1, 8, 8).expand(1, 3, 8, 8)
+    for y in (
+        G.max_pool2d(x, 3, 2, 1),
+        G.adaptive_max_pool2d(x, 3),
+        G.avg_pool2d(x, 3, 2, 1),
+        G.max_unpool2d(x, indices, 2),
+    ):
+        value = (y**4).sum()
+        for _ in range(3):
+            (gradient,) = torch.autograd.grad(value, x, create_graph=True)
+            value = (gradient**2).sum()
+        assert gradient.isfinite().all()
+
+
+# ---- unpooling ----------------------------------------------------------------------------------
+
+
+@every_layout
+@pytest.mark.parametrize("shape", [(1, 1, 9, 9), (2, 5, 9, 9), (1, 150, 9, 9)], ids=str)
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_duplicates(
+    shape: tuple[int, ...], count: int, memory_format: torch.memory_format, backend: str, threads: None
+) -> None:
+    """The last in raster order wins, on any number of threads; the losers' gradient is zero."""
+    torch.set_num_threads(count)
+    n, c, h, w = shape
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(shape, generator=generator, dtype=torch.float64).contiguous(memory_format=memory_format)
+    indices = torch.randint(0, 40, shape, generator=generator).contiguous(memory_format=memory_format)
+    y = G.max_unpool2d(x.requires_grad_(), indices, 2)
+    dy = torch.randn(y.shape, generator=generator, dtype=torch.float64)
+    (dx,) = torch.autograd.grad(y, x, dy)
+    expected, expected_dx = torch.zeros(n, c, 4 * h * w).double(), torch.zeros(n, c, h * w).double()
+    values, where, gradients = x.detach().flatten(2), indices.flatten(2), dy.flatten(2)
+    for i in range(h * w):
+        expected.scatter_(2, where[..., i : i + 1], values[..., i : i + 1])
+        expected_dx.masked_fill_(where == where[..., i : i + 1], 0)
+        expected_dx[..., i : i + 1] = gradients.gather(2, where[..., i : i + 1])
+    assert torch.equal(y.detach().flatten(2), expected)
+    assert torch.equal(dx.flatten(2), expected_dx)
+    assert_adjoint(y.detach(), dy, x.detach(), dx)
+
+
+@every_layout
+@pytest.mark.parametrize("bad", [-1, 36, 2**31, -(2**63), 2**63 - 1])
+def test_index_out_of_range(bad: int, memory_format: torch.memory_format, backend: str) -> None:
+    """Raises before anything is written: an earlier plane's output stays as it was, too."""
+    x = torch.randn(2, 5, 3, 3).contiguous(memory_format=memory_format)
+    indices = torch.zeros(x.shape, dtype=torch.int64).contiguous(memory_format=memory_format)
+    indices[1, 4, 2, 2] = bad
+    with pytest.raises(RuntimeError, match="index"):
+        G.max_unpool2d(x, indices, 2)
+    params, shape, _ = max_pool.unpool_plan(x.shape, (6, 6), x.dtype, memory_format is layout.CHANNELS_LAST)
+    y = torch.full(shape, 7.0).contiguous(memory_format=memory_format)
+    with pytest.raises(RuntimeError, match="index"):
+        launch("max_unpool", params, x, indices, y)
+    assert (y == 7).all()
+
+
+def test_scratch_is_a_bit_per_output() -> None:
+    params = dict(dtype=_C.DType.f32, n=2, c=9, in_=(1, 2, 2), out=(1, 10, 13))
+    assert _C.unpool_scratch_bytes(_C.UnpoolParams(**params)) == 2 * 9 * 3 * 8
+    assert _C.unpool_scratch_bytes(_C.UnpoolParams(channels_last=True, **params)) == 2 * 130 * 2
+
+
+# ---- errors -------------------------------------------------------------------------------------
+
+X = torch.zeros(1, 2, 4, 4)
+I = torch.zeros(1, 2, 4, 4, dtype=torch.int64)  # noqa: E741
+
+
+@pytest.mark.parametrize(
+    ("function", "args", "kwargs", "error"),
+    [
+        ("max_pool2d", (X, 2, 0), {}, RuntimeError),
+        ("max_pool2d", (X, 0), {}, RuntimeError),
+        ("max_pool2d", (X, 2, 2, 2), {}, RuntimeError),
+        ("max_pool2d", (X, 2, 2, -1), {}, RuntimeError),
+        ("max_pool2d", (X, 2), dict(dilation=0), RuntimeError),
+        ("max_pool2d", (X, 9), {}, RuntimeError),
+        ("max_pool2d", (X, 1.5), {}, TypeError),
+        ("max_pool2d", (X, (1, 2, 3)), {}, RuntimeError),
+        ("max_pool2d", (X[:, :0], 2), {}, RuntimeError),
+        ("max_pool2d", (X[0, 0], 2), {}, RuntimeError),
+        ("max_pool2d", (X > 0, 2), {}, NotImplementedError),
+        ("adaptive_max_pool2d", (X, -1), {}, RuntimeError),
+        ("adaptive_max_pool2d", (X, 1.5), {}, TypeError),
+        ("adaptive_max_pool2d", (X[:, :0], 2), {}, RuntimeError),
+        ("adaptive_max_pool2d", (X.long(), 2), {}, NotImplementedError),
+        ("max_unpool2d", (X, I[:, :1], 2), {}, RuntimeError),
+        ("max_unpool2d", (X, I.int(), 2), {}, RuntimeError),
+        ("max_unpool2d", (X, I, 2), dict(output_size=(5, 5)), ValueError),
+        ("max_unpool2d", (X, I, 2), dict(output_size=(7, 7, 7)), ValueError),
+        ("max_unpool2d", (X, I, 2, 1, 5), {}, ValueError),
+        ("max_unpool2d", (X[:, :0], I[:, :0], 2), {}, RuntimeError),
+        ("max_unpool2d", (X[0, 0], I[0, 0], 2), {}, RuntimeError),
+        ("max_unpool2d", (X, I, 2), dict(output_size=8), TypeError),
+        ("max_unpool2d", (X.long(), I, 2), {}, NotImplementedError),
+    ],
+)
+def test_errors(function: str, args: tuple[Any, ...], kwargs: dict[str, Any], error: type[Exception]) -> None:
+    with pytest.raises(error):
+        getattr(torch.nn.functional, function)(*args, **kwargs)
+    with pytest.raises(error):
+        getattr(G, function)(*args, **kwargs)
+
+
+@every_layout
+def test_modules(memory_format: torch.memory_format) -> None:
+    x = torch.randn(2, 3, 8, 8).contiguous(memory_format=memory_format)
+    for name, options in (
+        ("MaxPool2d", dict(kernel_size=3, stride=2, padding=1, ceil_mode=True, return_indices=True)),
+        ("MaxPool2d", dict(kernel_size=2)),
+        ("AdaptiveMaxPool2d", dict(output_size=(3, None), return_indices=True)),
+    ):
+        ours, theirs = getattr(fastops, name)(**options), getattr(torch.nn, name)(**options)
+        assert repr(ours) == repr(theirs)
+        a, b = ours(x), theirs(x)
+        for o, t in zip(*(r if isinstance(r, tuple) else (r,) for r in (a, b)), strict=True):
+            assert torch.equal(o, t) and o.stride() == t.stride()
+    y, indices = torch.nn.functional.max_pool2d(x, 2, return_indices=True)
+    unpool, theirs = fastops.MaxUnpool2d(2), torch.nn.MaxUnpool2d(2)
+    assert repr(unpool) == repr(theirs)
+    assert torch.equal(unpool(y, indices), theirs(y, indices))
+    assert torch.equal(unpool(y, indices, output_size=x.shape), theirs(y, indices, output_size=x.shape))

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "interpolate.h"
 #include "pool.h"
 #include "threads.h"
 
@@ -27,6 +28,20 @@ struct type_caster<Extent> {
   }
   static handle cast(const Extent& e, return_value_policy, handle) {
     return py::make_tuple(e.d, e.h, e.w).release();
+  }
+};
+// Factors <-> a tuple (d, h, w).
+template <>
+struct type_caster<Factors> {
+  PYBIND11_TYPE_CASTER(Factors, const_name("tuple[float, float, float]"));
+  bool load(handle source, bool) {
+    if (!isinstance<tuple>(source) || len(source) != 3) return false;
+    const auto t = reinterpret_borrow<tuple>(source);
+    value = {t[0].cast<double>(), t[1].cast<double>(), t[2].cast<double>()};
+    return true;
+  }
+  static handle cast(const Factors& f, return_value_policy, handle) {
+    return py::make_tuple(f.d, f.h, f.w).release();
   }
 };
 }  // namespace detail
@@ -116,6 +131,25 @@ void bind_params(py::module_& m) {
       .field("adaptive", &PoolParams::adaptive)
       .field("count_include_pad", &PoolParams::count_include_pad)
       .field("divisor_override", &PoolParams::divisor_override);
+
+  py::enum_<Filter>(m, "Filter")
+      .value("nearest", Filter::kNearest)
+      .value("nearest_exact", Filter::kNearestExact)
+      .value("linear", Filter::kLinear)
+      .value("cubic", Filter::kCubic)
+      .value("lanczos", Filter::kLanczos);
+
+  ParamsClass<InterpolateParams>(m, "InterpolateParams")
+      .field("dtype", &InterpolateParams::dtype)
+      .field("channels_last", &InterpolateParams::channels_last)
+      .field("n", &InterpolateParams::n)
+      .field("c", &InterpolateParams::c)
+      .field("in_", &InterpolateParams::in)
+      .field("out", &InterpolateParams::out)
+      .field("filter", &InterpolateParams::filter)
+      .field("scale", &InterpolateParams::scale)
+      .field("align_corners", &InterpolateParams::align_corners)
+      .field("antialias", &InterpolateParams::antialias);
 }
 
 // ---- launchers ---------------------------------------------------------------------------------
@@ -124,10 +158,19 @@ template <cpu::Isa isa>
 void bind_cpu(py::module_ m) {
   kernel(m, "avg_pool", cpu::avg_pool<isa>);
   kernel(m, "avg_pool_adjoint", cpu::avg_pool_adjoint<isa>);
+
+  kernel(m, "interpolate_nearest", cpu::interpolate_nearest<isa>);
+  kernel(m, "interpolate_nearest_adjoint", cpu::interpolate_nearest_adjoint<isa>);
+  kernel(m, "interpolate_weighted", cpu::interpolate_weighted<isa>);
+  kernel(m, "interpolate_weighted_adjoint", cpu::interpolate_weighted_adjoint<isa>);
+  kernel(m, "interpolate_weighted_u8", cpu::interpolate_weighted_u8<isa>);
 }
 
 #if defined(FASTOPS_CUDA)
-void bind_cuda(py::module_ m) { (void)m; }
+void bind_cuda(py::module_ m) {
+  kernel(m, "interpolate_nearest", cuda::interpolate_nearest);
+  kernel(m, "interpolate_nearest_adjoint", cuda::interpolate_nearest_adjoint);
+}
 #endif
 
 // The instruction sets that are compiled in and that this processor has, worst first.
@@ -150,6 +193,8 @@ PYBIND11_MODULE(_C, m) {
   bind_params(m);
   m.def("set_openmp_runtime", &set_openmp_runtime, py::arg("gomp_parallel"));
   m.def("usable_isas", &usable_isas);
+  m.def("interpolate_workspace", &cpu::interpolate_workspace<cpu::Isa::kBaseline>);
+  m.def("interpolate_u8_workspace", &cpu::interpolate_u8_workspace<cpu::Isa::kBaseline>);
   m.attr("compiler") = __VERSION__;
 
   bind_cpu<cpu::Isa::kBaseline>(m.def_submodule("cpu_baseline"));

@@ -9,7 +9,13 @@ from torch import Tensor, nn
 
 from fastops import functional
 
-__all__ = ["AdaptiveAvgPool2d", "AvgPool2d"]
+__all__ = [
+    "AdaptiveAvgPool2d",
+    "AvgPool2d",
+    "Upsample",
+    "UpsamplingBilinear2d",
+    "UpsamplingNearest2d",
+]
 
 # ---- convolution --------------------------------------------------------------------------------
 
@@ -43,3 +49,32 @@ class AdaptiveAvgPool2d(nn.AdaptiveAvgPool2d):
 # ---- batch norm ---------------------------------------------------------------------------------
 
 # ---- interpolation ------------------------------------------------------------------------------
+
+
+def _upsample(self: nn.Upsample, input: Tensor) -> Tensor:
+    return functional.interpolate(
+        input,
+        self.size,
+        self.scale_factor,
+        self.mode,
+        self.align_corners,
+        recompute_scale_factor=self.recompute_scale_factor,
+    )
+
+
+class Upsample(nn.Upsample):
+    """``torch.nn.Upsample`` on fastops' kernels, for 4-d inputs."""
+
+    forward = _upsample
+
+
+class UpsamplingNearest2d(nn.UpsamplingNearest2d):
+    """``torch.nn.UpsamplingNearest2d`` on fastops' kernels."""
+
+    forward = _upsample
+
+
+class UpsamplingBilinear2d(nn.UpsamplingBilinear2d):
+    """``torch.nn.UpsamplingBilinear2d`` on fastops' kernels."""
+
+    forward = _upsample

@@ -63,6 +63,6 @@ class Case:
 
 
 def all_cases() -> list[Case]:
-    from tests.cases import pool
+    from tests.cases import interpolate, pool
 
-    return [*pool.CASES]
+    return [*pool.CASES, *interpolate.CASES]

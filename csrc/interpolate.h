@@ -32,13 +32,13 @@ struct InterpolateParams {
 };
 
 FASTOPS_INLINE TapAxis axis_d(const InterpolateParams& p) {
-  return {p.in.d, p.out.d, p.scale.d, p.filter, p.align_corners, p.antialias};
+  return tap_axis(p.in.d, p.out.d, p.scale.d, p.filter, p.align_corners, p.antialias);
 }
 FASTOPS_INLINE TapAxis axis_h(const InterpolateParams& p) {
-  return {p.in.h, p.out.h, p.scale.h, p.filter, p.align_corners, p.antialias};
+  return tap_axis(p.in.h, p.out.h, p.scale.h, p.filter, p.align_corners, p.antialias);
 }
 FASTOPS_INLINE TapAxis axis_w(const InterpolateParams& p) {
-  return {p.in.w, p.out.w, p.scale.w, p.filter, p.align_corners, p.antialias};
+  return tap_axis(p.in.w, p.out.w, p.scale.w, p.filter, p.align_corners, p.antialias);
 }
 
 namespace cpu {

@@ -16,16 +16,21 @@ enum class Filter : int32_t { kNearest = 0, kNearestExact = 1, kLinear = 2, kCub
 struct TapAxis {
   int64_t in;
   int64_t out;
-  double scale;  // outputs per input as the caller gave it; 0: out / in
+  double step;  // inputs per output
   Filter filter;
+  bool ratio;          // step is in / out
   bool align_corners;  // the centres of the corner elements coincide
   bool antialias;      // the filter is stretched over the inputs that an output stands for
 };
 
-// Inputs per output.
-FASTOPS_INLINE double tap_step(const TapAxis& a) {
-  if (a.align_corners) return a.out > 1 ? double(a.in - 1) / double(a.out - 1) : 0.0;
-  return a.scale > 0 ? 1.0 / a.scale : double(a.in) / double(a.out);
+// scale: outputs per input where the caller gave a factor, which then decides; 0: out / in.
+FASTOPS_INLINE TapAxis tap_axis(int64_t in, int64_t out, double scale, Filter filter, bool align_corners,
+                                bool antialias) {
+  const bool ratio = !align_corners && scale == 0;
+  const double step = align_corners ? (out > 1 ? double(in - 1) / double(out - 1) : 0.0)
+                      : ratio       ? double(in) / double(out)
+                                    : 1.0 / scale;
+  return {in, out, step, filter, ratio, align_corners, antialias};
 }
 
 // ---- nearest -----------------------------------------------------------------------------------
@@ -41,12 +46,12 @@ FASTOPS_INLINE int64_t nearest_index(const TapAxis& a, int64_t o) {
   if (!exact && a.out == 2 * a.in) return o / 2;
   int64_t i;
   if (imax(a.in, a.out) <= kExactBelow) {
-    const float step = static_cast<float>(tap_step(a));
+    const float step = static_cast<float>(a.step);
     // (o + 0.5) · step is formed in fp64 and rounded to fp32 before it is cut, as in torch.
     i = static_cast<int64_t>(exact ? static_cast<float>((double(o) + 0.5) * double(step))
                                    : static_cast<float>(o) * step);
-  } else if (a.scale > 0) {
-    i = static_cast<int64_t>((double(o) + (exact ? 0.5 : 0.0)) * tap_step(a));
+  } else if (!a.ratio) {
+    i = static_cast<int64_t>((double(o) + (exact ? 0.5 : 0.0)) * a.step);
   } else {
     i = exact ? (2 * o + 1) * a.in / (2 * a.out) : o * a.in / a.out;
   }
@@ -58,7 +63,7 @@ FASTOPS_INLINE int64_t nearest_index(const TapAxis& a, int64_t o) {
 FASTOPS_INLINE int64_t nearest_first(const TapAxis& a, int64_t i) {
   if (i <= 0) return 0;
   if (i >= a.in) return a.out;
-  const double guess = double(i) / tap_step(a);
+  const double guess = double(i) / a.step;
   int64_t o = guess < double(a.out) ? static_cast<int64_t>(guess) : a.out;
   while (o > 0 && nearest_index(a, o - 1) >= i) --o;
   while (o < a.out && nearest_index(a, o) < i) ++o;
@@ -92,28 +97,26 @@ FASTOPS_INLINE double filter_at(const TapAxis& a, double x) {
 struct Taps {
   int64_t begin;
   int64_t end;
-  int64_t first;  // without antialias: the filter's first tap, before clamping to the input
-  double
-      centre;  // antialias: the centre in input coordinates; else its offset past tap `first + width/2 - 1`
+  int64_t first;   // without antialias: the filter's first tap, before clamping to the input
+  double centre;   // antialias: in input coordinates; else its offset past tap first + width / 2 - 1
   double stretch;  // antialias: inputs per filter unit
   double scale;    // antialias: 1 / sum of the weights; set by normalise()
 };
 
 // begin and end never decrease with o.
 FASTOPS_INLINE Taps taps_of(const TapAxis& a, int64_t o) {
-  const double step = tap_step(a);
   const int64_t width = filter_width(a.filter);
   if (a.antialias) {
-    const double stretch = step > 1.0 ? step : 1.0;
+    const double stretch = a.step > 1.0 ? a.step : 1.0;
     const double support = 0.5 * double(width) * stretch;
     // Also with align_corners: there torch changes the step only.
-    const double centre = step * (double(o) + 0.5);
+    const double centre = a.step * (double(o) + 0.5);
     const int64_t begin = imax(static_cast<int64_t>(centre - support + 0.5), 0);
     return {begin,   imax(imin(static_cast<int64_t>(centre + support + 0.5), a.in), begin),
             begin,   centre,
             stretch, 1.0};
   }
-  double x = a.align_corners ? step * double(o) : step * (double(o) + 0.5) - 0.5;
+  double x = a.align_corners ? a.step * double(o) : a.step * (double(o) + 0.5) - 0.5;
   if (a.filter == Filter::kLinear && x < 0) x = 0;
   const int64_t i = imin(static_cast<int64_t>(std::floor(x)), a.in - 1);
   double offset = x - double(i);

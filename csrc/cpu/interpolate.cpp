@@ -27,8 +27,10 @@ struct Work {
   Banded<A> columns;
   bool turned;  // columns go through `lanes`
   Lanes<A> lanes;
-  int64_t row;     // elements of a source row
-  int64_t buffer;  // elements of a row buffer: a source row and zeros beyond, which taps of weight 0 read
+  int64_t row;      // elements of a source row
+  bool sparse;      // few source pixels are read: only those go into the buffer, side by side
+  int64_t* pixels;  // sparse: where in the source a result's pixels begin
+  int64_t buffer;   // elements of a row buffer: a source row and zeros beyond, which taps of weight 0 read
   A* buffers;
 
   Work(const InterpolateParams& p, bool adjoint, Arena& arena)
@@ -39,6 +41,8 @@ struct Work {
         // Laid out whenever some instruction set turns: a workspace fits all of them.
         lanes(columns, channels < kWidest<A> && columns.taps <= kMostTurned ? channels : 0, arena),
         row(columns.sources * channels),
+        sparse(channels >= kLanes<A> && 2 * columns.results * columns.taps <= columns.sources),
+        pixels(arena.take<int64_t>(columns.results)),
         buffer(padded_to_vector<A>(row + columns.stride * channels) + 2 * kWidest<A>),
         buffers(arena.take<A>(buffer * kSlots)) {}
 
@@ -46,6 +50,10 @@ struct Work {
     rows.fill(axis_h(p), adjoint);
     columns.fill(axis_w(p), adjoint);
     if (turned) lanes.fill(columns, channels);
+    for (int64_t r = 0; sparse && r < columns.results; ++r) {
+      pixels[r] = columns.begin[r];
+      columns.begin[r] = r * columns.taps;
+    }
   }
 };
 
@@ -114,7 +122,7 @@ void along_lanes(const Lanes<Acc<T>>& m, int64_t channels, const Acc<T>* buffer,
         for (int i = 0; i < L; ++i) v[i] = from[offset[i] + k * channels];
       }
       // Where a result has fewer taps, another's neighbour stands there: it may be infinite.
-      sum += taps == 2 ? weight * v : (weight != 0 ? weight * v : Vec<A>{});
+      sum += weight != 0 ? weight * v : Vec<A>{};
     }
     if (e + L <= m.elements)
       store(y + e, sum);
@@ -225,8 +233,16 @@ void apply(const InterpolateParams& p, bool adjoint, const T* x, T* y, void* wor
   parallel_for(imin(threads, kSlots), planes * results, ceil_div(cost, 4), [&](int64_t task, int slot) {
     const int64_t plane = task / results, r = task % results;
     A* buffer = work.buffers + slot * work.buffer;
-    combine_rows(x + (plane * work.rows.sources + work.rows.begin[r]) * work.row, work.row,
-                 work.rows.weight + r * work.rows.stride, work.rows.count[r], work.row, buffer);
+    const T* from = x + (plane * work.rows.sources + work.rows.begin[r]) * work.row;
+    const A* weight = work.rows.weight + r * work.rows.stride;
+    const int64_t taps = work.rows.count[r];
+    if (work.sparse) {
+      for (int64_t i = 0; i < work.columns.results; ++i)
+        combine_rows(from + work.pixels[i] * channels, work.row, weight, taps,
+                     work.columns.count[i] * channels, buffer + work.columns.begin[i] * channels);
+    } else {
+      combine_rows(from, work.row, weight, taps, work.row, buffer);
+    }
     for (int64_t e = work.row; e < work.buffer; ++e) buffer[e] = 0;
     T* to = y + task * work.columns.results * channels;
     if (work.turned)

@@ -58,17 +58,20 @@ void copy_pixels(const ColumnTable& t, int64_t bytes, const char* x, char* y) {
   if (t.identity) {
     std::memcpy(y, x, static_cast<size_t>(t.count * bytes));
   } else if (bytes >= 16) {
-    // Whole 16-byte pieces, the last one overlapping: no call per pixel, no loop over a tail.
-    for (int64_t o = 0; o < t.count; ++o) {
-      const char* from = x + t.source[o] * bytes;
-      char* to = y + o * bytes;
-      if (bytes >= 512) {
-        std::memcpy(to, from, static_cast<size_t>(bytes));
-        continue;
+    // Whole pieces, the last one overlapping: no call per pixel, no loop over a tail.
+    const auto by_pieces = [&](auto piece) {
+      for (int64_t o = 0; o < t.count; ++o) {
+        const char* from = x + t.source[o] * bytes;
+        char* to = y + o * bytes;
+        for (int64_t b = 0; b + piece.value < bytes; b += piece.value)
+          std::memcpy(to + b, from + b, piece.value);
+        std::memcpy(to + bytes - piece.value, from + bytes - piece.value, piece.value);
       }
-      for (int64_t b = 0; b + 16 < bytes; b += 16) std::memcpy(to + b, from + b, 16);
-      std::memcpy(to + bytes - 16, from + bytes - 16, 16);
-    }
+    };
+    if (bytes >= kVectorBytes)
+      by_pieces(std::integral_constant<int, kVectorBytes>{});
+    else
+      by_pieces(std::integral_constant<int, 16>{});
   } else {
     for (int64_t o = 0; o < t.count; ++o)
       for (int64_t b = 0; b < bytes; ++b) y[o * bytes + b] = x[t.source[o] * bytes + b];
@@ -227,19 +230,32 @@ void wide_strip(const InterpolateParams& p, int64_t channels, const T* dy, T* dx
     Range rw{0, 0};
     for (int64_t i = 0; i < p.in.w; ++i) {
       rw = {rw.end, nearest_first(aw, i + 1)};
-      const auto sum = [&](int64_t c, auto load_vector) {
-        Vec<A> v{};
+      // The sum of `vectors` neighbouring vectors of channels from c on.
+      const auto sum = [&](int64_t c, auto vectors, auto load_vector, Vec<A>* v) {
+        for (int k = 0; k < vectors.value; ++k) v[k] = Vec<A>{};
         for (int64_t d = rd.begin; d < rd.end; ++d)
-          for (int64_t h = rh.begin; h < rh.end; ++h)
-            for (int64_t w = rw.begin; w < rw.end; ++w)
-              v += load_vector(dy + ((d * p.out.h + h) * p.out.w + w) * channels + c);
-        return v;
+          for (int64_t h = rh.begin; h < rh.end; ++h) {
+            const T* from = dy + ((d * p.out.h + h) * p.out.w + rw.begin) * channels + c;
+            for (int64_t w = rw.begin; w < rw.end; ++w, from += channels)
+              for (int k = 0; k < vectors.value; ++k) v[k] += load_vector(from + k * L);
+          }
       };
+      const auto whole = [](const T* from) { return load(from); };
       T* to = dx + (r * p.in.w + i) * channels;
+      Vec<A> v[4];
       int64_t c = 0;
-      for (; c + L <= channels; c += L) store(to + c, sum(c, [](const T* from) { return load(from); }));
-      if (const int64_t rest = channels - c)
-        store_first(to + c, sum(c, [rest](const T* from) { return load_first(from, rest); }), rest);
+      for (; c + 4 * L <= channels; c += 4 * L) {
+        sum(c, std::integral_constant<int, 4>{}, whole, v);
+        for (int k = 0; k < 4; ++k) store(to + c + k * L, v[k]);
+      }
+      for (; c + L <= channels; c += L) {
+        sum(c, std::integral_constant<int, 1>{}, whole, v);
+        store(to + c, v[0]);
+      }
+      if (const int64_t rest = channels - c) {
+        sum(c, std::integral_constant<int, 1>{}, [rest](const T* from) { return load_first(from, rest); }, v);
+        store_first(to + c, v[0], rest);
+      }
     }
   }
 }

@@ -58,45 +58,58 @@ void combine(const uint8_t* x, int64_t stride, const int16_t* w, int64_t taps, i
   }
 }
 
-// One row of pixels of few channels, along W.
+constexpr int kFew = 4;  // channels up to which a row is taken apart into one row per channel
+
+// One row of pixels of few channels, along W: sums of products of 16-bit integers, which vectorise.
+// apart: channels · width 16-bit integers of scratch.
 template <int channels>
-void along(const FixedPoint& m, const uint8_t* x, uint8_t* y) {
+void along(const FixedPoint& m, const uint8_t* x, int64_t width, int16_t* __restrict apart, uint8_t* y) {
+  for (int64_t i = 0; i < m.matrix.sources; ++i)
+    for (int c = 0; c < channels; ++c) apart[c * width + i] = x[i * channels + c];
   for (int64_t r = 0; r < m.matrix.results; ++r) {
-    const uint8_t* from = x + m.matrix.begin[r] * channels;
     const int16_t* w = m.weight + r * m.matrix.stride;
-    int32_t sum[channels];
-    for (int c = 0; c < channels; ++c) sum[c] = 1 << (m.precision - 1);
-    for (int64_t k = 0; k < m.matrix.count[r]; ++k)
-      for (int c = 0; c < channels; ++c) sum[c] += w[k] * from[k * channels + c];
-    for (int c = 0; c < channels; ++c) y[r * channels + c] = rounded(sum[c], m.precision);
+    for (int c = 0; c < channels; ++c) {
+      const int16_t* from = apart + c * width + m.matrix.begin[r];
+      int32_t sum = 0;
+      for (int64_t g = 0; g < m.matrix.stride; g += 8)
+        for (int k = 0; k < 8; ++k) sum += w[g + k] * from[g + k];
+      y[r * channels + c] = rounded(sum + (1 << (m.precision - 1)), m.precision);
+    }
   }
 }
 
-void along(const FixedPoint& m, int64_t channels, const uint8_t* x, uint8_t* y) {
+void along(const FixedPoint& m, int64_t channels, const uint8_t* x, int64_t width, int16_t* apart,
+           uint8_t* y) {
   switch (channels) {
     case 1:
-      return along<1>(m, x, y);
+      return along<1>(m, x, width, apart, y);
     case 2:
-      return along<2>(m, x, y);
+      return along<2>(m, x, width, apart, y);
     case 3:
-      return along<3>(m, x, y);
+      return along<3>(m, x, width, apart, y);
     case 4:
-      return along<4>(m, x, y);
+      return along<4>(m, x, width, apart, y);
   }
   for (int64_t r = 0; r < m.matrix.results; ++r)
     combine(x + m.matrix.begin[r] * channels, channels, m.weight + r * m.matrix.stride, m.matrix.count[r],
             m.precision, channels, y + r * channels);
 }
 
+constexpr int kSlots = 64;  // rows of scratch, so also the most threads
+
 struct Work {
   FixedPoint rows;
   FixedPoint columns;
   uint8_t* between;  // x, resized along W
+  int64_t width;     // of a row taken apart, with room for taps of weight 0 beyond its end
+  int16_t* apart;
 
   Work(const InterpolateParams& p, Arena& arena)
       : rows(axis_h(p), arena),
         columns(axis_w(p), arena),
-        between(arena.take<uint8_t>(p.n * p.c * p.in.h * p.out.w)) {}
+        between(arena.take<uint8_t>(p.n * p.c * p.in.h * p.out.w)),
+        width(p.in.w + columns.matrix.stride),
+        apart(arena.take<int16_t>(width * kFew * kSlots)) {}
 };
 
 }  // namespace
@@ -115,9 +128,11 @@ void interpolate_weighted_u8<kIsa>(const InterpolateParams& p, const void* x, vo
   const uint8_t* from = static_cast<const uint8_t*>(x);
   uint8_t* to = static_cast<uint8_t*>(y);
   const int64_t row = p.out.w * channels;
-  parallel_for(threads, planes * p.in.h, row * work.columns.matrix.taps, [&](int64_t task, int) {
-    along(work.columns, channels, from + task * p.in.w * channels, work.between + task * row);
-  });
+  parallel_for(imin(threads, kSlots), planes * p.in.h, row * work.columns.matrix.taps,
+               [&](int64_t task, int slot) {
+                 along(work.columns, channels, from + task * p.in.w * channels, work.width,
+                       work.apart + slot * work.width * kFew, work.between + task * row);
+               });
   parallel_for(threads, planes * p.out.h, row * work.rows.matrix.taps / 4, [&](int64_t task, int) {
     const int64_t plane = task / p.out.h, r = task % p.out.h;
     combine(work.between + (plane * p.in.h + work.rows.matrix.begin[r]) * row, row,

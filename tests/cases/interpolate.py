@@ -63,7 +63,11 @@ AREA: list[tuple[Any, ...]] = [
 ]
 
 CASES = (
-    [Case("interpolate", s, dict(mode=m, **k), r) for m in ("nearest", "nearest-exact") for s, k, r in NEAREST]
+    [
+        Case("interpolate", s, dict(mode=m, **k), r)
+        for m in ("nearest", "nearest-exact")
+        for s, k, r in NEAREST
+    ]
     + [Case("interpolate", s, dict(mode=m, **k), r) for m in ("bilinear", "bicubic") for s, k, r in WEIGHTED]
     + [
         Case("interpolate", s, dict(mode=m, antialias=True, **k), r, dtypes=ANTIALIAS_DTYPES)

@@ -1,5 +1,8 @@
 // How kernels are launched: the one place that starts them, and that turns a CUDA error into an
 // exception naming the kernel.
+//
+// The tests also compile the kernels with a C++ compiler, to run them without a GPU: then
+// FASTOPS_EMULATED is defined and a header of theirs, included first, has emulated_launch().
 #pragma once
 
 #include <cuda_runtime.h>
@@ -25,8 +28,14 @@ inline void check(cudaError_t error, const char* kernel) {
 template <typename... Params, typename... Args>
 void launch(const char* name, void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared, void* stream,
             Args... args) {
+#if defined(FASTOPS_EMULATED)
+  emulated_launch(name, kernel, grid, block, shared, stream, static_cast<Params>(args)...);
+#else
+  // clang-format off
   kernel<<<grid, block, shared, static_cast<cudaStream_t>(stream)>>>(static_cast<Params>(args)...);
+  // clang-format on
   check(cudaGetLastError(), name);
+#endif
 }
 
 constexpr int kThreads = 256;

@@ -128,14 +128,14 @@ def _adaptive_spec(op: str, output_size: int | tuple[int | None, ...] | None) ->
 INTERPOLATE_MODES = ("nearest", "nearest-exact", "bilinear", "bicubic", "area", "lanczos")
 
 
-def _two(name: str, value: Any, shape: tuple[int, ...]) -> tuple[Any, Any]:
+def _two(name: str, value: Any) -> tuple[Any, Any]:
     """(height, width) of an argument of interpolate."""
     if not isinstance(value, (list, tuple)):
         return value, value
     if len(value) != 2:
         raise ValueError(
-            f"interpolate: {name} must be a number or two, for height and width of an (N, C, H, W) input, "
-            f"got {value!r} for shape {tuple(shape)}"
+            f"interpolate: {name} must be one number, or two for the height and width of an (N, C, H, W) "
+            f"input; got {value!r}"
         )
     return value[0], value[1]
 
@@ -144,6 +144,70 @@ def _factor(value: Any) -> float:
     if isinstance(value, (int, float)):
         return float(value)
     raise TypeError(f"interpolate(): argument 'scale_factor' must be float, not {type(value).__name__}")
+
+
+def _interpolate_spec(
+    size: Any,
+    scale_factor: Any,
+    mode: str,
+    align_corners: bool | None,
+    recompute_scale_factor: bool | None,
+    antialias: bool,
+    dim: int,
+) -> resize.InterpolateSpec:
+    """The options of a call with a dim-d input, checked."""
+    weighted = mode not in ("nearest", "area", "nearest-exact")
+    if not weighted and align_corners is not None:
+        raise ValueError(
+            f"interpolate: align_corners can only be set with bilinear and bicubic, got mode={mode!r}"
+        )
+    if size is not None and scale_factor is not None:
+        raise ValueError("interpolate: only one of size or scale_factor should be defined")
+    if size is None and scale_factor is None:
+        raise ValueError("interpolate: either size or scale_factor should be defined")
+    if size is not None and recompute_scale_factor:
+        raise ValueError("interpolate: recompute_scale_factor is not meaningful with an explicit size")
+    if antialias and not (mode in ("bilinear", "bicubic", "lanczos") and dim == 4):
+        raise ValueError(
+            "interpolate: antialias is restricted to the modes bilinear, bicubic and lanczos and to 4-d "
+            f"inputs, got mode={mode!r} and a {dim}-d input"
+        )
+    if mode not in INTERPOLATE_MODES or dim != 4:
+        raise NotImplementedError(
+            f"interpolate: got a {dim}-d input and mode={mode!r}; supported are 4-d (N, C, H, W) "
+            f"inputs in the modes {', '.join(INTERPOLATE_MODES)}"
+        )
+    if weighted and align_corners is not None and not isinstance(align_corners, bool):
+        raise TypeError(
+            f"interpolate(): argument 'align_corners' must be bool, not {type(align_corners).__name__}"
+        )
+    if mode == "lanczos" and align_corners:
+        raise ValueError("interpolate: lanczos does not support align_corners=True")
+    if mode == "lanczos" and not antialias:
+        raise ValueError("interpolate: lanczos requires antialias=True")
+    spatial = scale = None
+    if size is not None:
+        high, wide = _two("size", size)
+        spatial = (
+            arguments.integer("interpolate", "size", high),
+            arguments.integer("interpolate", "size", wide),
+        )
+    else:
+        high, wide = _two("scale_factor", scale_factor)
+        scale = _factor(high), _factor(wide)
+    # The area mode knows sizes only.
+    recompute = bool(recompute_scale_factor) or mode == "area"
+    return resize.InterpolateSpec(mode, spatial, scale, recompute, bool(align_corners), bool(antialias))
+
+
+_cached_interpolate_spec = lru_cache(maxsize=1024)(_interpolate_spec)
+
+
+def _exactly(kinds: tuple[type, ...], value: Any) -> bool:
+    """Whether a value is None, of one of the types, or a tuple of those: equal ones mean the same."""
+    if type(value) is tuple:
+        return all(type(v) in kinds for v in value)
+    return value is None or type(value) in kinds
 
 
 def interpolate(
@@ -178,50 +242,18 @@ def interpolate(
         )
     if not isinstance(input, Tensor):
         raise TypeError(f"interpolate(): argument 'input' must be Tensor, not {type(input).__name__}")
-    weighted = mode not in ("nearest", "area", "nearest-exact")
-    if not weighted and align_corners is not None:
-        raise ValueError(
-            f"interpolate: align_corners can only be set with bilinear and bicubic, got mode={mode!r}"
-        )
-    if size is not None and scale_factor is not None:
-        raise ValueError("interpolate: only one of size or scale_factor should be defined")
-    if size is None and scale_factor is None:
-        raise ValueError("interpolate: either size or scale_factor should be defined")
-    if size is not None and recompute_scale_factor:
-        raise ValueError("interpolate: recompute_scale_factor is not meaningful with an explicit size")
-    if antialias and not (mode in ("bilinear", "bicubic", "lanczos") and input.dim() == 4):
-        raise ValueError(
-            "interpolate: antialias is restricted to the modes bilinear, bicubic and lanczos and to 4-d "
-            f"inputs, got mode={mode!r} and a {input.dim()}-d input"
-        )
-    if mode not in INTERPOLATE_MODES or input.dim() != 4:
-        raise NotImplementedError(
-            f"interpolate: got a {input.dim()}-d input and mode={mode!r}; supported are 4-d (N, C, H, W) "
-            f"inputs in the modes {', '.join(INTERPOLATE_MODES)}"
-        )
-    if weighted and align_corners is not None and not isinstance(align_corners, bool):
-        raise TypeError(
-            f"interpolate(): argument 'align_corners' must be bool, not {type(align_corners).__name__}"
-        )
-    if mode == "lanczos" and align_corners:
-        raise ValueError("interpolate: lanczos does not support align_corners=True")
-    if mode == "lanczos" and not antialias:
-        raise ValueError("interpolate: lanczos requires antialias=True")
-    spatial = scale = None
-    if size is not None:
-        high, wide = _two("size", size, input.shape)
-        spatial = (
-            arguments.integer("interpolate", "size", high),
-            arguments.integer("interpolate", "size", wide),
-        )
-    else:
-        high, wide = _two("scale_factor", scale_factor, input.shape)
-        scale = _factor(high), _factor(wide)
-        if recompute_scale_factor or mode == "area":
-            spatial = tuple(map(resize.scaled_size, input.shape[2:], scale))
-            scale = None
+    size, scale_factor = _hashable(size), _hashable(scale_factor)
+    # Only plain numbers are remembered: 2.0 and True equal integers that they must not be taken for.
+    plain = (
+        _exactly((int,), size)
+        and _exactly((int, float), scale_factor)
+        and (align_corners is None or type(align_corners) is bool)
+        and type(mode) is str
+    )
+    spec = (_cached_interpolate_spec if plain else _interpolate_spec)(
+        size, scale_factor, mode, align_corners, bool(recompute_scale_factor), bool(antialias), input.dim()
+    )
     if mode == "area":
-        return adaptive_avg_pool2d(input, spatial)
+        return adaptive_avg_pool2d(input, resize.output_size(spec, input.shape))
     x = arguments.tensor("interpolate", "input", input, (*arguments.FLOATING, torch.uint8))
-    spec = resize.InterpolateSpec(mode, spatial, scale, bool(align_corners), bool(antialias))
     return call(resize.Interpolate, x, spec)

@@ -28,7 +28,8 @@ class InterpolateSpec(NamedTuple):
 
     mode: str
     size: tuple[int, int] | None
-    scale: tuple[float, float] | None  # also what coordinates are computed with
+    scale: tuple[float, float] | None
+    recompute: bool  # coordinates come from the ratio of the sizes, not from scale
     align_corners: bool
     antialias: bool
 
@@ -53,16 +54,20 @@ def scaled_size(size: int, scale: float) -> int:
         ) from None
 
 
+def output_size(spec: InterpolateSpec, shape: tuple[int, ...]) -> tuple[int, int]:
+    """(height, width) of the result for an (N, C, H, W) shape; may be 0 or negative."""
+    if spec.size is not None:
+        return spec.size
+    assert spec.scale is not None
+    return scaled_size(shape[2], spec.scale[0]), scaled_size(shape[3], spec.scale[1])
+
+
 @lru_cache(maxsize=4096)
 def interpolate_plan(
     spec: InterpolateSpec, shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool, adjoint: bool
 ) -> Plan:
     n, c, h, w = shape
-    if spec.size is not None:
-        out = spec.size
-    else:
-        assert spec.scale is not None
-        out = (scaled_size(h, spec.scale[0]), scaled_size(w, spec.scale[1]))
+    out = output_size(spec, shape)
     if min(h, w, *out) < 1:
         raise RuntimeError(
             f"interpolate: input and output sizes should be greater than 0, but got input {(h, w)}, "
@@ -80,7 +85,7 @@ def interpolate_plan(
         in_=(1, h, w),
         out=(1, *out),
         filter=FILTERS[spec.mode],
-        scale=(0.0, *(spec.scale or (0.0, 0.0))),
+        scale=(0.0, *((0.0, 0.0) if spec.scale is None or spec.recompute else spec.scale)),
         align_corners=spec.align_corners,
         antialias=spec.antialias,
     )

@@ -10,6 +10,7 @@
 #include "batch_norm.h"
 #include "conv.h"
 #include "indexed.h"
+#include "interpolate.h"
 #include "pool.h"
 #include "threads.h"
 
@@ -30,6 +31,20 @@ struct type_caster<Extent> {
   }
   static handle cast(const Extent& e, return_value_policy, handle) {
     return py::make_tuple(e.d, e.h, e.w).release();
+  }
+};
+// Factors <-> a tuple (d, h, w).
+template <>
+struct type_caster<Factors> {
+  PYBIND11_TYPE_CASTER(Factors, const_name("tuple[float, float, float]"));
+  bool load(handle source, bool) {
+    if (!isinstance<tuple>(source) || len(source) != 3) return false;
+    const auto t = reinterpret_borrow<tuple>(source);
+    value = {t[0].cast<double>(), t[1].cast<double>(), t[2].cast<double>()};
+    return true;
+  }
+  static handle cast(const Factors& f, return_value_policy, handle) {
+    return py::make_tuple(f.d, f.h, f.w).release();
   }
 };
 }  // namespace detail
@@ -150,8 +165,7 @@ void bind_params(py::module_& m) {
   m.def("batch_norm_apply_workspace", &batch_norm_apply_workspace);
   m.def("batch_norm_backward_workspace", &batch_norm_backward_workspace);
   m.def("batch_norm_double_backward_workspace", &batch_norm_double_backward_workspace);
-      .field("divisor_override", &PoolParams::divisor_override)
-      .field("positions", &PoolParams::positions);
+  .field("divisor_override", &PoolParams::divisor_override).field("positions", &PoolParams::positions);
 
   ParamsClass<UnpoolParams>(m, "UnpoolParams")
       .field("dtype", &UnpoolParams::dtype)
@@ -161,6 +175,24 @@ void bind_params(py::module_& m) {
       .field("in_", &UnpoolParams::in)
       .field("out", &UnpoolParams::out);
   m.def("unpool_scratch_bytes", &unpool_scratch_bytes);
+  py::enum_<Filter>(m, "Filter")
+      .value("nearest", Filter::kNearest)
+      .value("nearest_exact", Filter::kNearestExact)
+      .value("linear", Filter::kLinear)
+      .value("cubic", Filter::kCubic)
+      .value("lanczos", Filter::kLanczos);
+
+  ParamsClass<InterpolateParams>(m, "InterpolateParams")
+      .field("dtype", &InterpolateParams::dtype)
+      .field("channels_last", &InterpolateParams::channels_last)
+      .field("n", &InterpolateParams::n)
+      .field("c", &InterpolateParams::c)
+      .field("in_", &InterpolateParams::in)
+      .field("out", &InterpolateParams::out)
+      .field("filter", &InterpolateParams::filter)
+      .field("scale", &InterpolateParams::scale)
+      .field("align_corners", &InterpolateParams::align_corners)
+      .field("antialias", &InterpolateParams::antialias);
 }
 
 // ---- launchers ---------------------------------------------------------------------------------
@@ -187,10 +219,18 @@ void bind_cpu(py::module_ m) {
   kernel(m, "scatter_add", cpu::scatter_add<isa>);
   kernel(m, "max_unpool", cpu::max_unpool<isa>);
   kernel(m, "max_unpool_adjoint", cpu::max_unpool_adjoint<isa>);
+  kernel(m, "interpolate_nearest", cpu::interpolate_nearest<isa>);
+  kernel(m, "interpolate_nearest_adjoint", cpu::interpolate_nearest_adjoint<isa>);
+  kernel(m, "interpolate_weighted", cpu::interpolate_weighted<isa>);
+  kernel(m, "interpolate_weighted_adjoint", cpu::interpolate_weighted_adjoint<isa>);
+  kernel(m, "interpolate_weighted_u8", cpu::interpolate_weighted_u8<isa>);
 }
 
 #if defined(FASTOPS_CUDA)
-void bind_cuda(py::module_ m) { (void)m; }
+void bind_cuda(py::module_ m) {
+  kernel(m, "interpolate_nearest", cuda::interpolate_nearest);
+  kernel(m, "interpolate_nearest_adjoint", cuda::interpolate_nearest_adjoint);
+}
 #endif
 
 // The instruction sets that are compiled in and that this processor has, worst first.
@@ -213,6 +253,8 @@ PYBIND11_MODULE(_C, m) {
   bind_params(m);
   m.def("set_openmp_runtime", &set_openmp_runtime, py::arg("gomp_parallel"));
   m.def("usable_isas", &usable_isas);
+  m.def("interpolate_workspace", &cpu::interpolate_workspace<cpu::Isa::kBaseline>);
+  m.def("interpolate_u8_workspace", &cpu::interpolate_u8_workspace<cpu::Isa::kBaseline>);
   m.attr("compiler") = __VERSION__;
 
   bind_cpu<cpu::Isa::kBaseline>(m.def_submodule("cpu_baseline"));

@@ -19,6 +19,9 @@ __all__ = [
     "ConvTranspose2d",
     "MaxPool2d",
     "MaxUnpool2d",
+    "Upsample",
+    "UpsamplingBilinear2d",
+    "UpsamplingNearest2d",
 ]
 
 # ---- convolution --------------------------------------------------------------------------------
@@ -143,3 +146,32 @@ class BatchNorm2d(nn.BatchNorm2d):
 
 
 # ---- interpolation ------------------------------------------------------------------------------
+
+
+def _upsample(self: nn.Upsample, input: Tensor) -> Tensor:
+    return functional.interpolate(
+        input,
+        self.size,
+        self.scale_factor,
+        self.mode,
+        self.align_corners,
+        recompute_scale_factor=self.recompute_scale_factor,
+    )
+
+
+class Upsample(nn.Upsample):
+    """``torch.nn.Upsample`` on fastops' kernels, for 4-d inputs."""
+
+    forward = _upsample
+
+
+class UpsamplingNearest2d(nn.UpsamplingNearest2d):
+    """``torch.nn.UpsamplingNearest2d`` on fastops' kernels."""
+
+    forward = _upsample
+
+
+class UpsamplingBilinear2d(nn.UpsamplingBilinear2d):
+    """``torch.nn.UpsamplingBilinear2d`` on fastops' kernels."""
+
+    forward = _upsample

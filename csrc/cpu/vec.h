@@ -217,6 +217,18 @@ inline Vec<A> keep_first_lanes(Vec<A> v, int64_t count) {
   return lane_numbers<A>() < static_cast<LaneNumber<A>>(count) ? v : Vec<A>{};
 }
 
+// Lane i of the result is lane index[i] of v; every index must be less than the number of lanes.
+template <typename V, typename I>
+inline V permute(V v, I index) {
+#if defined(__clang__)
+  V result;
+  for (unsigned i = 0; i < sizeof(V) / sizeof(v[0]); ++i) result[i] = v[index[i]];
+  return result;
+#else
+  return __builtin_shuffle(v, index);
+#endif
+}
+
 // The first `count` elements only; the other lanes are 0 / are not written.
 template <typename T>
 inline Vec<Acc<T>> load_first(const T* p, int64_t count) {

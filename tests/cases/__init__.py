@@ -63,6 +63,6 @@ class Case:
 
 
 def all_cases() -> list[Case]:
-    from tests.cases import batch_norm, conv, pool
+    from tests.cases import batch_norm, conv, interpolate, pool
 
-    return [*conv.CASES, *pool.CASES, *batch_norm.CASES]
+    return [*conv.CASES, *pool.CASES, *batch_norm.CASES, *interpolate.CASES]

@@ -1,0 +1,56 @@
+// How kernels are launched: the one place that starts them, and that turns a CUDA error into an
+// exception naming the kernel.
+//
+// The tests also compile the kernels with a C++ compiler, to run them without a GPU: then
+// FASTOPS_EMULATED is defined and a header of theirs, included first, has emulated_launch().
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+
+#include "../geometry.h"
+
+namespace fastops {
+namespace cuda {
+namespace {
+
+inline void check(cudaError_t error, const char* kernel) {
+  if (error != cudaSuccess)
+    throw std::runtime_error(std::string("fastops: CUDA kernel ") + kernel + ": " +
+                             cudaGetErrorString(error));
+}
+
+// Starts kernel<<<grid, block, shared>>>(args...) on the stream; the arguments are converted to the
+// kernel's own parameter types.
+template <typename... Params, typename... Args>
+void launch(const char* name, void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared, void* stream,
+            Args... args) {
+#if defined(FASTOPS_EMULATED)
+  emulated_launch(name, kernel, grid, block, shared, stream, static_cast<Params>(args)...);
+#else
+  // clang-format off
+  kernel<<<grid, block, shared, static_cast<cudaStream_t>(stream)>>>(static_cast<Params>(args)...);
+  // clang-format on
+  check(cudaGetLastError(), name);
+#endif
+}
+
+constexpr int kThreads = 256;
+
+// Blocks of kThreads threads for `work` items in a grid-stride loop: enough to fill any GPU a few
+// times over; the loop takes the rest.
+inline unsigned blocks_for(int64_t work) {
+  return static_cast<unsigned>(imax(1, imin(ceil_div(work, kThreads), int64_t{1} << 16)));
+}
+
+// The items of this thread in a grid-stride loop over [0, work): for (auto i = first_item(); i < work;
+// i += item_stride()).
+__device__ inline int64_t first_item() { return static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; }
+__device__ inline int64_t item_stride() { return static_cast<int64_t>(gridDim.x) * blockDim.x; }
+
+}  // namespace
+}  // namespace cuda
+}  // namespace fastops

@@ -135,7 +135,8 @@ void bind_params(py::module_& m) {
       .field("dilation", &PoolParams::dilation)
       .field("adaptive", &PoolParams::adaptive)
       .field("count_include_pad", &PoolParams::count_include_pad)
-      .field("divisor_override", &PoolParams::divisor_override);
+      .field("divisor_override", &PoolParams::divisor_override)
+      .field("positions", &PoolParams::positions);
 
   ParamsClass<ConvParams>(m, "ConvParams")
       .field("dtype", &ConvParams::dtype)
@@ -151,6 +152,7 @@ void bind_params(py::module_& m) {
       .field("stride", &ConvParams::stride)
       .field("pad", &ConvParams::pad)
       .field("dilation", &ConvParams::dilation);
+
   ParamsClass<BatchNormParams>(m, "BatchNormParams")
       .field("dtype", &BatchNormParams::dtype)
       .field("param_dtype", &BatchNormParams::param_dtype)
@@ -165,7 +167,6 @@ void bind_params(py::module_& m) {
   m.def("batch_norm_apply_workspace", &batch_norm_apply_workspace);
   m.def("batch_norm_backward_workspace", &batch_norm_backward_workspace);
   m.def("batch_norm_double_backward_workspace", &batch_norm_double_backward_workspace);
-  .field("divisor_override", &PoolParams::divisor_override).field("positions", &PoolParams::positions);
 
   ParamsClass<UnpoolParams>(m, "UnpoolParams")
       .field("dtype", &UnpoolParams::dtype)
@@ -175,6 +176,7 @@ void bind_params(py::module_& m) {
       .field("in_", &UnpoolParams::in)
       .field("out", &UnpoolParams::out);
   m.def("unpool_scratch_bytes", &unpool_scratch_bytes);
+
   py::enum_<Filter>(m, "Filter")
       .value("nearest", Filter::kNearest)
       .value("nearest_exact", Filter::kNearestExact)

@@ -31,13 +31,13 @@ struct InterpolateParams {
   bool antialias = false;      // weighted filters only
 };
 
-FASTOPS_INLINE TapAxis axis_d(const InterpolateParams& p) {
+FASTOPS_INLINE SampleAxis axis_d(const InterpolateParams& p) {
   return tap_axis(p.in.d, p.out.d, p.scale.d, p.filter, p.align_corners, p.antialias);
 }
-FASTOPS_INLINE TapAxis axis_h(const InterpolateParams& p) {
+FASTOPS_INLINE SampleAxis axis_h(const InterpolateParams& p) {
   return tap_axis(p.in.h, p.out.h, p.scale.h, p.filter, p.align_corners, p.antialias);
 }
-FASTOPS_INLINE TapAxis axis_w(const InterpolateParams& p) {
+FASTOPS_INLINE SampleAxis axis_w(const InterpolateParams& p) {
   return tap_axis(p.in.w, p.out.w, p.scale.w, p.filter, p.align_corners, p.antialias);
 }
 

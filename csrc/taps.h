@@ -13,7 +13,7 @@ namespace fastops {
 enum class Filter : int32_t { kNearest = 0, kNearestExact = 1, kLinear = 2, kCubic = 3, kLanczos = 4 };
 
 // One spatial axis of an interpolation.
-struct TapAxis {
+struct SampleAxis {
   int64_t in;
   int64_t out;
   double step;  // inputs per output
@@ -24,8 +24,8 @@ struct TapAxis {
 };
 
 // scale: outputs per input where the caller gave a factor, which then decides; 0: out / in.
-FASTOPS_INLINE TapAxis tap_axis(int64_t in, int64_t out, double scale, Filter filter, bool align_corners,
-                                bool antialias) {
+FASTOPS_INLINE SampleAxis tap_axis(int64_t in, int64_t out, double scale, Filter filter, bool align_corners,
+                                   bool antialias) {
   const bool ratio = !align_corners && scale == 0;
   const double step = align_corners ? (out > 1 ? double(in - 1) / double(out - 1) : 0.0)
                       : ratio       ? double(in) / double(out)
@@ -40,7 +40,7 @@ constexpr int64_t kExactBelow = int64_t{1} << 22;
 
 // The input that output o copies. Up to kExactBelow this is torch's arithmetic, in fp32 for every
 // dtype, so that no index differs from torch's; above, where torch's would drift, it is exact.
-FASTOPS_INLINE int64_t nearest_index(const TapAxis& a, int64_t o) {
+FASTOPS_INLINE int64_t nearest_index(const SampleAxis& a, int64_t o) {
   const bool exact = a.filter == Filter::kNearestExact;
   if (!exact && a.out == a.in) return o;
   if (!exact && a.out == 2 * a.in) return o / 2;
@@ -60,7 +60,7 @@ FASTOPS_INLINE int64_t nearest_index(const TapAxis& a, int64_t o) {
 
 // The first output that copies input i or a later one. Indices never decrease, so a guess is at most
 // a few steps off.
-FASTOPS_INLINE int64_t nearest_first(const TapAxis& a, int64_t i) {
+FASTOPS_INLINE int64_t nearest_first(const SampleAxis& a, int64_t i) {
   if (i <= 0) return 0;
   if (i >= a.in) return a.out;
   const double guess = double(i) / a.step;
@@ -84,7 +84,7 @@ FASTOPS_INLINE double sinc(double x) {
 }
 
 // The filter at distance x. The cubic's parameter is -0.5 with antialiasing and -0.75 without.
-FASTOPS_INLINE double filter_at(const TapAxis& a, double x) {
+FASTOPS_INLINE double filter_at(const SampleAxis& a, double x) {
   x = x < 0 ? -x : x;
   if (a.filter == Filter::kLinear) return x < 1.0 ? 1.0 - x : 0.0;
   if (a.filter == Filter::kLanczos) return x < 3.0 ? sinc(x) * sinc(x / 3.0) : 0.0;
@@ -104,7 +104,7 @@ struct Taps {
 };
 
 // begin and end never decrease with o.
-FASTOPS_INLINE Taps taps_of(const TapAxis& a, int64_t o) {
+FASTOPS_INLINE Taps taps_of(const SampleAxis& a, int64_t o) {
   const int64_t width = filter_width(a.filter);
   if (a.antialias) {
     const double stretch = a.step > 1.0 ? a.step : 1.0;
@@ -126,7 +126,7 @@ FASTOPS_INLINE Taps taps_of(const TapAxis& a, int64_t o) {
 }
 
 // Weight of input t.begin + k. Taps beyond an edge fold onto the edge.
-FASTOPS_INLINE double tap_weight(const TapAxis& a, const Taps& t, int64_t k) {
+FASTOPS_INLINE double tap_weight(const SampleAxis& a, const Taps& t, int64_t k) {
   if (a.antialias) return filter_at(a, (double(t.begin + k) - t.centre + 0.5) / t.stretch) * t.scale;
   const int64_t width = filter_width(a.filter), position = t.begin + k;
   double sum = 0.0;
@@ -137,7 +137,7 @@ FASTOPS_INLINE double tap_weight(const TapAxis& a, const Taps& t, int64_t k) {
 }
 
 // Makes the weights of antialiased taps sum to 1.
-FASTOPS_INLINE void normalise(const TapAxis& a, Taps& t) {
+FASTOPS_INLINE void normalise(const SampleAxis& a, Taps& t) {
   if (!a.antialias) return;
   double sum = 0.0;
   for (int64_t k = 0; k < t.end - t.begin; ++k) sum += tap_weight(a, t, k);
@@ -145,7 +145,7 @@ FASTOPS_INLINE void normalise(const TapAxis& a, Taps& t) {
 }
 
 // The most inputs that one output reads.
-FASTOPS_INLINE int64_t max_taps(const TapAxis& a) {
+FASTOPS_INLINE int64_t max_taps(const SampleAxis& a) {
   int64_t most = 1;
   for (int64_t o = 0; o < a.out; ++o) {
     const Taps t = taps_of(a, o);
@@ -155,7 +155,7 @@ FASTOPS_INLINE int64_t max_taps(const TapAxis& a) {
 }
 
 // The most outputs that read one input.
-FASTOPS_INLINE int64_t max_readers(const TapAxis& a) {
+FASTOPS_INLINE int64_t max_readers(const SampleAxis& a) {
   int64_t most = 1, first = 0, last = 0;
   for (int64_t i = 0; i < a.in; ++i) {
     while (first < a.out && taps_of(a, first).end <= i) ++first;

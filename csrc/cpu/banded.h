@@ -46,7 +46,7 @@ struct Banded {
   int64_t* count;
   A* weight;
 
-  Banded(const TapAxis& a, bool adjoint, Arena& arena)
+  Banded(const SampleAxis& a, bool adjoint, Arena& arena)
       : results(adjoint ? a.in : a.out),
         sources(adjoint ? a.out : a.in),
         taps(adjoint ? max_readers(a) : max_taps(a)),
@@ -55,7 +55,7 @@ struct Banded {
         count(arena.take<int64_t>(results)),
         weight(arena.take<A>(results * stride)) {}
 
-  void fill(const TapAxis& a, bool adjoint) {
+  void fill(const SampleAxis& a, bool adjoint) {
     for (int64_t i = 0; i < results * stride; ++i) weight[i] = 0;
     for (int64_t r = 0; r < results; ++r) begin[r] = count[r] = 0;
     for (int64_t o = 0; o < a.out; ++o) {

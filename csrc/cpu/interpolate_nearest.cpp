@@ -24,7 +24,7 @@ struct ColumnTable {
   bool identity;  // source[o] = o
   int32_t source[kColumns];
 
-  ColumnTable(const TapAxis& a, int64_t begin, int64_t columns)
+  ColumnTable(const SampleAxis& a, int64_t begin, int64_t columns)
       : base(nearest_index(a, begin)), count(columns), doubling(true), identity(true) {
     for (int64_t o = 0; o < count; ++o) {
       source[o] = static_cast<int32_t>(nearest_index(a, begin + o) - base);
@@ -82,7 +82,7 @@ void copy_pixels(const ColumnTable& t, int64_t bytes, const char* x, char* y) {
 template <typename Copy>
 void forward(const InterpolateParams& p, int64_t planes, int64_t bytes, const char* x, char* y, int threads,
              Copy copy) {
-  const TapAxis ad = axis_d(p), ah = axis_h(p), aw = axis_w(p);
+  const SampleAxis ad = axis_d(p), ah = axis_h(p), aw = axis_w(p);
   const int64_t rows = p.out.d * p.out.h, strips = ceil_div(rows, kStrip);
   parallel_for(threads, planes * strips, kStrip * p.out.w * ceil_div(bytes, 16), [&](int64_t task, int) {
     const int64_t plane = task / strips, begin = task % strips * kStrip;
@@ -164,7 +164,7 @@ template <typename T>
 void narrow_strip(const InterpolateParams& p, int64_t channels, const T* dy, T* dx, int64_t begin,
                   int64_t end) {
   using A = Acc<T>;
-  const TapAxis ad = axis_d(p), ah = axis_h(p), aw = axis_w(p);
+  const SampleAxis ad = axis_d(p), ah = axis_h(p), aw = axis_w(p);
   const int64_t stride = p.out.w * channels;
   A sum[kBuffer], result[kBuffer];
   int32_t first[kColumns + 1];
@@ -223,7 +223,7 @@ void wide_strip(const InterpolateParams& p, int64_t channels, const T* dy, T* dx
                 int64_t end) {
   using A = Acc<T>;
   constexpr int L = kLanes<A>;
-  const TapAxis ad = axis_d(p), ah = axis_h(p), aw = axis_w(p);
+  const SampleAxis ad = axis_d(p), ah = axis_h(p), aw = axis_w(p);
   for (int64_t r = begin; r < end; ++r) {
     const Range rd{nearest_first(ad, r / p.in.h), nearest_first(ad, r / p.in.h + 1)};
     const Range rh{nearest_first(ah, r % p.in.h), nearest_first(ah, r % p.in.h + 1)};

@@ -18,10 +18,10 @@ struct FixedPoint {
   int16_t* weight;
   int precision = 0;
 
-  FixedPoint(const TapAxis& a, Arena& arena)
+  FixedPoint(const SampleAxis& a, Arena& arena)
       : matrix(a, false, arena), weight(arena.take<int16_t>(matrix.results * matrix.stride)) {}
 
-  void fill(const TapAxis& a) {
+  void fill(const SampleAxis& a) {
     matrix.fill(a, false);
     double largest = 0;
     for (int64_t i = 0; i < matrix.results * matrix.stride; ++i)

@@ -26,16 +26,6 @@ void dispatch_positions(IndexType type, F f) {
 template <typename A>
 using Index = std::conditional_t<sizeof(A) == 8, int64_t, int32_t>;
 
-// 0, 1, 2, …
-template <typename M, int... i>
-inline M number_lanes(std::integer_sequence<int, i...>) {
-  return M{i...};
-}
-template <typename A>
-inline Mask<A> lane_numbers() {
-  return number_lanes<Mask<A>>(std::make_integer_sequence<int, kLanes<A>>{});
-}
-
 // The first `count` lanes, as they are.
 template <typename E, typename M>
 inline void store_lanes(E* p, M v, int64_t count) {

@@ -131,14 +131,16 @@ inline Vec<A> broadcast(A v) {
   return v - Vec<A>{};  // not +: −0 + 0 is +0, so compilers would have to add
 }
 
-// 0, 1, 2, ... for comparisons that choose lanes.
+// 0, 1, 2, …, for comparisons that choose lanes.
 template <typename A>
 using LaneNumber = std::conditional_t<sizeof(A) == 8, int64_t, int32_t>;
+template <typename M, int... i>
+inline M number_lanes(std::integer_sequence<int, i...>) {
+  return M{i...};
+}
 template <typename A>
 inline Mask<A> lane_numbers() {
-  Mask<A> numbers{};
-  for (int i = 0; i < kLanes<A>; ++i) numbers[i] = i;
-  return numbers;
+  return number_lanes<Mask<A>>(std::make_integer_sequence<int, kLanes<A>>{});
 }
 
 template <typename V, typename E>

@@ -9,7 +9,7 @@ namespace {
 
 // What kernels need of the params: coordinates are computed with steps, which cost divisions.
 struct Axes {
-  TapAxis d, h, w;
+  SampleAxis d, h, w;
 };
 
 Axes axes(const InterpolateParams& p) { return {axis_d(p), axis_h(p), axis_w(p)}; }

@@ -1,4 +1,4 @@
-"""Kernels of fastops. Written by ``python -m fastops._stubs``: run it after changing the bindings."""
+"""Kernels of fastops. Written by ``python -m fastops._stubs``, after a change of the bindings."""
 
 from types import ModuleType
 from typing import Any, ClassVar

@@ -11,15 +11,15 @@ import sys as _sys
 __version__ = "0.1.0"
 
 try:
-    import torch as _torch  # noqa: F401  (first, so that its libraries are found and shared)
+    import torch as _torch  # noqa: F401  (first: its libraries are shared)
 
-    from fastops import _C  # noqa: F401
+    import fastops._C  # noqa: F401
 except ImportError as _error:
     # `python -m fastops.doctor` goes on, to report this instead of dying of it.
     if "fastops.doctor" not in _sys.orig_argv:
         raise ImportError(
-            f"fastops cannot be imported from {__path__[0]}: {_error}. "
-            "`python -m fastops.doctor` says what is wrong and how to mend it."
+            f"fastops in {__path__[0]} cannot be imported: {_error}. In a source tree, build it with "
+            "`pip install -e . --no-build-isolation`; `python -m fastops.doctor` says more."
         ) from _error
 else:
     from fastops import functional

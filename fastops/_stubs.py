@@ -8,7 +8,7 @@ from types import ModuleType
 
 from fastops import _C
 
-HEADER = '''"""Kernels of fastops. Written by ``python -m fastops._stubs``: run it after changing the bindings."""
+HEADER = '''"""Kernels of fastops. Written by ``python -m fastops._stubs``, after a change of the bindings."""
 
 from types import ModuleType
 from typing import Any, ClassVar

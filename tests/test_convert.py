@@ -105,7 +105,7 @@ def test_every_class_is_swapped_and_reverted() -> None:
 def test_include(include: object, swapped: set[str]) -> None:
     report = fastops.convert(Block(), include=include)  # type: ignore[arg-type]
     assert set(report.swapped) == swapped
-    assert report.left == {n: "not in include" for n in {"first", "inner.0", "head"} - swapped}
+    assert report.left == dict.fromkeys({"first", "inner.0", "head"} - swapped, "not in include")
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_a_name_that_is_not_there() -> None:
 
 
 def test_not_a_model() -> None:
-    with pytest.raises(TypeError, match="must be a torch.nn.Module, not dict"):
+    with pytest.raises(TypeError, match=r"must be a torch\.nn\.Module, not dict"):
         fastops.convert({})  # type: ignore[arg-type]
 
 

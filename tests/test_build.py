@@ -8,12 +8,13 @@ import shutil
 import subprocess
 import sysconfig
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, ModuleType
 
 import pytest
+import torch.nn.functional as F
 
 import fastops
-from fastops import _C, _stubs
+from fastops import _C, _stubs, functional, modules
 
 ROOT = Path(__file__).resolve().parent.parent
 STUB = ROOT / "fastops" / "_C.pyi"
@@ -100,3 +101,14 @@ def test_stub_and_module_have_the_same_names() -> None:
 
 def test_the_package_says_that_it_is_typed() -> None:
     assert (Path(fastops.__file__).parent / "py.typed").exists()
+
+
+def test_readme_has_every_function_and_layer() -> None:
+    text = (ROOT / "README.md").read_text()
+    functions = [
+        n
+        for n, v in vars(functional).items()
+        if isinstance(v, FunctionType) and hasattr(F, n) and n[0] != "_"
+    ]
+    assert "avg_pool2d" in functions
+    assert [n for n in (*functions, *modules.__all__) if f"`{n}`" not in text] == []

@@ -97,7 +97,7 @@ def test_wheel_is_complete(wheel: tuple[Path, str]) -> None:
 CHECK = """
 import sys, torch, fastops, fastops.backends.native as native
 assert "site-packages" in fastops.__file__, fastops.__file__
-assert fastops._C.cuda_version == "" and vars(fastops._C.cuda).keys() <= {"__name__", "__doc__", "__package__", "__loader__", "__spec__"}
+assert fastops._C.cuda_version == "" and not any(map(callable, vars(fastops._C.cuda).values()))
 x = torch.rand(2, 3, 8, 8, requires_grad=True)
 y = fastops.AvgPool2d(2)(x)
 assert torch.allclose(y, torch.nn.functional.avg_pool2d(x, 2), atol=1e-6)

@@ -270,13 +270,16 @@ def prescription(report: dict[str, Any]) -> str:
         f"  Triton   {machine['triton'] or 'none'}",
         f"  nvcc     {machine['nvcc'] or 'none'}",
     ]
-    if report["kernels"]:
-        lines.append(f"\n{'raw op':24}{'device':8}{'backend':9}{'ran just now with':44}why")
+    rows = [("raw op", "device", "backend", "ran just now with", "why")]
     for row in report["kernels"]:
-        ran = " ".join(row["ran"]) or ("not run" if row["backend"] else "")
-        lines.append(
-            f"{row['op']:24}{row['device']:8}{row['backend'] or '-':9}{ran:44}{row['reason']}".rstrip()
-        )
+        ran = " ".join(row["ran"]) or ("not run" if row["backend"] else "-")
+        rows.append((row["op"], row["device"], row["backend"] or "-", ran, row["reason"]))
+    if report["kernels"]:
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines.append("")
+        lines += [
+            "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows
+        ]
     lines += ["", *(f"FAILED   {line}" for line in report["failed"])]
     lines.append(f"improve: {report['improve']}" if report["improve"] else "nothing to improve")
     return "\n".join(lines)

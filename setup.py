@@ -5,6 +5,7 @@ Environment:
   FASTOPS_CUDA_ARCHS     e.g. "80;90a" (default: the GPU found, else 80;90a); the newest also as PTX
   CUDA_HOME              the toolkit (default: where the nvcc on PATH says that it lives)
   MAX_JOBS               parallel compilations (default: ninja's)
+  FASTOPS_WERROR=1       warnings are errors
   FASTOPS_SANITIZE       e.g. "address,undefined": for debugging
 """
 
@@ -139,14 +140,17 @@ class BuildWithNinja(build_ext):
         import pybind11
 
         output = Path(self.get_ext_fullpath(extension.name)).resolve()
-        folder = (Path(self.build_temp) / "fastops").resolve()
+        # An editable install is given a fresh folder each time; the tree's own makes it incremental.
+        temp = ROOT / "build" / f"temp.{self.plat_name}-{sys.implementation.cache_tag}"
+        folder = ((temp if self.editable_mode else Path(self.build_temp)) / "fastops").resolve()
         folder.mkdir(parents=True, exist_ok=True)
         output.parent.mkdir(parents=True, exist_ok=True)
 
         cxx = os.environ.get("CXX", "g++")
         sanitize = os.environ.get("FASTOPS_SANITIZE")
         extra = [f"-fsanitize={sanitize}", "-fno-omit-frame-pointer", "-g1"] if sanitize else []
-        extra += os.environ.get("CXXFLAGS", "").split()
+        strict = os.environ.get("FASTOPS_WERROR") == "1"
+        extra += [*(["-Werror"] if strict else []), *os.environ.get("CXXFLAGS", "").split()]
         ldflags = extra + os.environ.get("LDFLAGS", "").split()
         includes = [f"-isystem {escape(p)}" for p in (sysconfig.get_path("include"), pybind11.get_include())]
         defines = ["-DFASTOPS_X86"] if X86 else []
@@ -171,9 +175,10 @@ class BuildWithNinja(build_ext):
             ]
         link = [cxx, "-shared", "$in", "-o", "$out", "-pthread", "-Wl,--exclude-libs,ALL", *ldflags]
         if cuda:
-            host_flags = ",".join(["-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"])
+            host_flags = ",".join(["-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", *extra])
             nvcc = [escape(cuda.nvcc), "-MD", "-MF", "$out.d", "-std=c++17", "-O3", "-lineinfo"]
             nvcc += ["--expt-relaxed-constexpr", "-Xcompiler", host_flags, *gencode(cuda.archs)]
+            nvcc += ["-Werror", "all-warnings"] if strict else []
             ninja.rule("cuda", [*nvcc, "-c", "$in", "-o", "$out"])
             objects += [
                 ninja.build(folder / f"{source.stem}.cuda.o", "cuda", [source])

@@ -259,14 +259,20 @@ PYBIND11_MODULE(_C, m) {
   m.def("interpolate_u8_workspace", &cpu::interpolate_u8_workspace<cpu::Isa::kBaseline>);
   m.attr("compiler") = __VERSION__;
 
+  // Every build has the same names; what is not compiled in is empty.
   bind_cpu<cpu::Isa::kBaseline>(m.def_submodule("cpu_baseline"));
+  py::module_ avx2 = m.def_submodule("cpu_avx2"), avx512 = m.def_submodule("cpu_avx512");
+  py::module_ cuda = m.def_submodule("cuda");
 #if defined(FASTOPS_X86)
-  bind_cpu<cpu::Isa::kAvx2>(m.def_submodule("cpu_avx2"));
-  bind_cpu<cpu::Isa::kAvx512>(m.def_submodule("cpu_avx512"));
+  bind_cpu<cpu::Isa::kAvx2>(avx2);
+  bind_cpu<cpu::Isa::kAvx512>(avx512);
 #endif
 #if defined(FASTOPS_CUDA)
-  bind_cuda(m.def_submodule("cuda"));
+  bind_cuda(cuda);
   m.attr("cuda_version") = FASTOPS_CUDA;
   m.attr("cuda_archs") = FASTOPS_CUDA_ARCHS;
+#else
+  m.attr("cuda_version") = "";
+  m.attr("cuda_archs") = "";
 #endif
 }

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from fastops import modules
+from fastops.arguments import FLOATING
 
 # torch's class → fastops' class: the modules that the package has.
 SWAPS: dict[type[nn.Module], type[nn.Module]] = {
     getattr(modules, name).__base__: getattr(modules, name) for name in modules.__all__
 }
+BACK = {ours: theirs for theirs, ours in SWAPS.items()}
+UPSAMPLE_MODES = ("nearest", "nearest-exact", "bilinear", "bicubic", "area")  # of 4-d inputs
 
-Selector = Callable[[str, nn.Module], bool] | Iterable[str | type[nn.Module]]
+Item = str | type[nn.Module]
+Selector = Callable[[str, nn.Module], bool] | Item | Iterable[Item]
 
 
 @dataclass
@@ -23,6 +29,8 @@ class ConversionReport:
 
     swapped: dict[str, str] = field(default_factory=dict)  # name in the model → torch's class
     left: dict[str, str] = field(default_factory=dict)  # name in the model → why it was left
+    # Classes of layers that fastops has nothing for → how many of them the model has.
+    unknown: dict[str, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
         lines = [f"swapped {len(self.swapped)} layers, left {len(self.left)}"]
@@ -31,16 +39,63 @@ class ConversionReport:
             for name, kind in self.swapped.items()
         ]
         lines += [f"  {name or '(the model itself)'}: left: {why}" for name, why in self.left.items()]
+        if self.unknown:
+            counts = ", ".join(f"{count} {kind}" for kind, count in self.unknown.items())
+            lines.append(f"  no fastops layer for: {counts}")
         return "\n".join(lines)
 
 
-def _selects(selector: Selector, name: str, module: nn.Module) -> bool:
-    if callable(selector):
-        return bool(selector(name, module))
-    return any(
-        isinstance(module, s) if isinstance(s, type) else name == s or name.startswith(s + ".")
-        for s in selector
-    )
+def _selection(model: nn.Module, selector: Selector) -> Callable[[str, nn.Module], bool]:
+    """The selector as a function. Names are looked up once: they may be any name of a shared module."""
+    if callable(selector) and not isinstance(selector, type):
+        return lambda name, module: bool(selector(name, module))
+    items = (selector,) if isinstance(selector, (str, type)) else tuple(selector)
+    classes = tuple(item for item in items if isinstance(item, type))
+    below: set[int] = set()
+    for name in items:
+        if isinstance(name, str):
+            try:
+                below |= {id(m) for m in model.get_submodule(name).modules()}
+            except AttributeError:
+                raise ValueError(f"convert: the model has no layer named {name!r}") from None
+    return lambda name, module: isinstance(module, classes) or id(module) in below
+
+
+def _plain_class(module: nn.Module) -> type[nn.Module]:
+    """The layer's class, seen through the one that torch.nn.utils.parametrize puts before it."""
+    kind = type(module)
+    return kind.__base__ if is_parametrized(module) else kind  # type: ignore[return-value]
+
+
+def _set_class(module: nn.Module, kind: type[nn.Module]) -> None:
+    """Makes the module a `kind`. A parametrized one gets a new class of its own, as torch gave it:
+    copies of the module share the old one."""
+    if is_parametrized(module):
+        old = type(module)
+        members = {k: v for k, v in vars(old).items() if k not in ("__dict__", "__weakref__")}
+        kind = type(old.__name__, (kind,), members)
+    module.__class__ = kind
+
+
+def _obstacle(module: nn.Module, kind: type[nn.Module]) -> str | None:
+    """Why a module of a torch class that fastops has a layer for, or a subclass, cannot be swapped."""
+    if kind in BACK:
+        return f"it is fastops.{kind.__name__} already"
+    if kind not in SWAPS:
+        full_name = f"{kind.__module__}.{kind.__qualname__}"
+        if isinstance(module, nn.modules.lazy.LazyModuleMixin):
+            return f"{full_name} takes its class from its first input: run the model once, then convert"
+        base = next(base for base in SWAPS if isinstance(module, base))
+        return f"{full_name} is a subclass of {base.__name__}, which may compute something else"
+    if "forward" in vars(module):
+        return "its forward is replaced on the object, so a change of class would do nothing"
+    for name, p in module.named_parameters(recurse=False):
+        if p.dtype not in FLOATING:
+            return f"{name} is {p.dtype}, which fastops has no kernels for"
+    mode = getattr(module, "mode", None)
+    if isinstance(module, nn.Upsample) and mode not in UPSAMPLE_MODES:
+        return f"mode {mode!r} is not one of {', '.join(UPSAMPLE_MODES)}"
+    return None
 
 
 def convert(
@@ -53,31 +108,36 @@ def convert(
 
     include, exclude: which layers to swap or to leave: a function of (name, module), or names (a name
     covers what lies below it) and classes. By default every supported layer is swapped.
+    Raises ValueError for a name that the model does not have, before anything is swapped.
     Returns a report of what was swapped and what was left, and why. ``revert`` undoes it.
     """
-    report = ConversionReport()
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"convert: model must be a torch.nn.Module, not {type(model).__name__}")
+    included = None if include is None else _selection(model, include)
+    excluded = None if exclude is None else _selection(model, exclude)
+    report, unknown = ConversionReport(), Counter[str]()
     for name, module in model.named_modules():
-        kind = type(module)
-        if kind not in SWAPS:
-            supported = next((base for base in SWAPS if isinstance(module, base)), None)
-            if supported is not None and kind not in SWAPS.values():
-                report.left[name] = (
-                    f"{kind.__module__}.{kind.__qualname__} is a subclass of {supported.__name__}"
-                )
-        elif include is not None and not _selects(include, name, module):
+        kind = _plain_class(module)
+        if not isinstance(module, tuple(SWAPS)):
+            if kind.__module__.startswith("torch.nn.") and not any(True for _ in module.children()):
+                unknown[kind.__name__] += 1
+        elif included is not None and not included(name, module):
             report.left[name] = "not in include"
-        elif exclude is not None and _selects(exclude, name, module):
+        elif excluded is not None and excluded(name, module):
             report.left[name] = "in exclude"
+        elif (why := _obstacle(module, kind)) is not None:
+            report.left[name] = why
         else:
-            module.__class__ = SWAPS[kind]
+            _set_class(module, SWAPS[kind])
             report.swapped[name] = kind.__name__
+    report.unknown = dict(unknown)
     return report
 
 
 def revert(model: nn.Module) -> nn.Module:
     """Gives every fastops layer of a model its torch class back, in place. Returns the model."""
-    back = {ours: theirs for theirs, ours in SWAPS.items()}
     for module in model.modules():
-        if type(module) in back:
-            module.__class__ = back[type(module)]
+        kind = _plain_class(module)
+        if kind in BACK:
+            _set_class(module, BACK[kind])
     return model

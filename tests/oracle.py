@@ -223,7 +223,8 @@ def batch_norm(
             if running_mean is not None:
                 running_mean[c] = (1 - momentum) * running_mean[c] + momentum * mean
             if running_var is not None:
-                running_var[c] = (1 - momentum) * running_var[c] + momentum * squares / (values.size - 1)
+                unbiased = squares / (values.size - 1) if values.size else math.nan
+                running_var[c] = (1 - momentum) * running_var[c] + momentum * unbiased
         else:
             mean, var = running_mean[c], running_var[c]
         y[:, c] = (x[:, c] - mean) / math.sqrt(var + eps)
@@ -267,6 +268,8 @@ def taps(size: int, out: int, scale: float | None, mode: str, corners: bool, ant
             last = min(size, int(center + half * stretch + 0.5))
             weights = [kernel((i - center + 0.5) / stretch) for i in range(first, last)]
             matrix[o, first:last] = np.array(weights) / sum(weights)
+        elif mode == "nearest" and out in (size, 2 * size):  # whatever the scale was that led to this size
+            matrix[o, o * size // out] = 1
         elif mode in ("nearest", "nearest-exact"):  # torch has these coordinates in fp32 for every dtype
             at = np.float32(o + (0.5 if mode == "nearest-exact" else 0.0)) * np.float32(ratio)
             matrix[o, min(size - 1, int(at))] = 1

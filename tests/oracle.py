@@ -217,14 +217,15 @@ def batch_norm(
     for c in range(x.shape[1]):
         values = x[:, c].ravel()
         if training:
+            if not values.size:
+                continue  # nothing was observed
             mean = values.sum() / values.size
             squares = ((values - mean) ** 2).sum()
             var = squares / values.size
             if running_mean is not None:
                 running_mean[c] = (1 - momentum) * running_mean[c] + momentum * mean
             if running_var is not None:
-                unbiased = squares / (values.size - 1) if values.size else math.nan
-                running_var[c] = (1 - momentum) * running_var[c] + momentum * unbiased
+                running_var[c] = (1 - momentum) * running_var[c] + momentum * squares / (values.size - 1)
         else:
             mean, var = running_mean[c], running_var[c]
         y[:, c] = (x[:, c] - mean) / math.sqrt(var + eps)

@@ -195,7 +195,8 @@ def test_gil_is_released(op: str, threads: None) -> None:
 
 
 def _child(queue: Any) -> None:
-    """Only the forward: torch's own autograd threads do not survive a fork."""
+    """Only the forward (torch's autograd threads do not survive a fork) and one thread, as in a DataLoader."""
+    torch.set_num_threads(1)
     results = []
     with torch.no_grad():
         for case in ONE_PER_OP:
@@ -214,7 +215,7 @@ def test_fork() -> None:
     process = context.Process(target=_child, args=(queue,))
     process.start()
     try:
-        assert queue.get(timeout=60) == expected
+        assert queue.get(timeout=20) == expected
     finally:
         process.join(10)
         if process.is_alive():

@@ -195,7 +195,7 @@ def test_gil_is_released(op: str, threads: None) -> None:
 
 
 def _child(queue: Any) -> None:
-    """Only the forward (torch's autograd threads do not survive a fork) and one thread, as in a DataLoader."""
+    """Only the forward (torch's autograd threads do not survive a fork) and one thread, as a DataLoader."""
     torch.set_num_threads(1)
     results = []
     with torch.no_grad():

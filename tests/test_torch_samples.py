@@ -106,7 +106,7 @@ def assert_close_enough(ours: Tensor, theirs: Tensor, reference: Tensor, what: s
 
 
 def has_duplicates(info: Any, sample: Any) -> bool:
-    """Whether an unpooling overwrites: torch gives the overwritten values a gradient too, fastops does not."""
+    """Whether an unpooling overwrites: torch gives what is lost a gradient too, fastops not."""
     if op_name(info) != "max_unpool2d":
         return False
     planes = sample.args[0].flatten(-2).flatten(0, -2)

@@ -25,8 +25,19 @@ from fastops.ops.autograd import call
 IntPair = int | Sequence[int]
 
 
+class _Unequal(tuple):  # type: ignore[type-arg]
+    """A cache key that equals nothing but itself: (2.0, 2) must not find the entry of (2, 2)."""
+
+    __slots__ = ()
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+
 def _hashable(value: IntPair | None) -> IntPair | None:
-    return tuple(value) if isinstance(value, list) else value
+    if isinstance(value, (tuple, list)):
+        exact = all(type(v) is int or v is None for v in value)
+        return tuple(value) if exact else _Unequal(value)
+    return value
 
 
 # ---- convolution --------------------------------------------------------------------------------
@@ -214,7 +225,7 @@ def _conv_transpose_spec(
 # ---- average pooling ----------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=1024, typed=True)  # typed: 2.0 must not find the entry of 2
 def _avg_pool_spec(
     kernel_size: IntPair,
     stride: IntPair | None,
@@ -284,6 +295,7 @@ def adaptive_avg_pool2d(input: Tensor, output_size: int | Sequence[int | None] |
     """
     if has_torch_function_unary(input):
         return handle_torch_function(adaptive_avg_pool2d, (input,), input, output_size)
+    _check_adaptive_rank("adaptive_avg_pool2d", input, output_size)
     x, added = arguments.batched(
         "adaptive_avg_pool2d", arguments.tensor("adaptive_avg_pool2d", "input", input)
     )
@@ -291,7 +303,20 @@ def adaptive_avg_pool2d(input: Tensor, output_size: int | Sequence[int | None] |
     return y.squeeze(0) if added else y
 
 
-@lru_cache(maxsize=1024)
+def _check_adaptive_rank(op: str, input: Tensor, output_size: Any) -> None:
+    """torch looks at the rank first where output_size is a sequence, and then raises ValueError."""
+    if (
+        isinstance(output_size, (tuple, list))
+        and isinstance(input, Tensor)
+        and input.dim() <= len(output_size)
+    ):
+        raise ValueError(
+            f"{op}: expected an input of {len(output_size) + 1} or more dimensions for "
+            f"output_size={output_size}, got shape {tuple(input.shape)}"
+        )
+
+
+@lru_cache(maxsize=1024, typed=True)
 def _adaptive_spec(op: str, output_size: int | tuple[int | None, ...] | None) -> pool.AdaptiveSpec:
     sizes = output_size if isinstance(output_size, tuple) else (output_size, output_size)
     if len(sizes) != 2:

@@ -163,10 +163,6 @@ void bind_params(py::module_& m) {
       .field("training", &BatchNormParams::training)
       .field("momentum", &BatchNormParams::momentum)
       .field("eps", &BatchNormParams::eps);
-  m.def("batch_norm_stats_workspace", &batch_norm_stats_workspace);
-  m.def("batch_norm_apply_workspace", &batch_norm_apply_workspace);
-  m.def("batch_norm_backward_workspace", &batch_norm_backward_workspace);
-  m.def("batch_norm_double_backward_workspace", &batch_norm_double_backward_workspace);
 
   ParamsClass<UnpoolParams>(m, "UnpoolParams")
       .field("dtype", &UnpoolParams::dtype)
@@ -175,7 +171,6 @@ void bind_params(py::module_& m) {
       .field("c", &UnpoolParams::c)
       .field("in_", &UnpoolParams::in)
       .field("out", &UnpoolParams::out);
-  m.def("unpool_scratch_bytes", &unpool_scratch_bytes);
 
   py::enum_<Filter>(m, "Filter")
       .value("nearest", Filter::kNearest)
@@ -199,33 +194,45 @@ void bind_params(py::module_& m) {
 
 // ---- launchers ---------------------------------------------------------------------------------
 
+// A launcher that wants a workspace is followed by the function that says how many bytes, given the
+// params and the number of threads; it is bound as "<op>_workspace", where the backend looks for it.
 template <cpu::Isa isa>
 void bind_cpu(py::module_ m) {
   kernel(m, "conv", cpu::conv<isa>);
-  kernel(m, "conv_input_grad", cpu::conv_input_grad<isa>);
-  kernel(m, "conv_weight_grad", cpu::conv_weight_grad<isa>);
-  kernel(m, "conv_bias_grad", cpu::conv_bias_grad<isa>);
   m.def("conv_workspace", cpu::conv_workspace<isa>);
+  kernel(m, "conv_input_grad", cpu::conv_input_grad<isa>);
   m.def("conv_input_grad_workspace", cpu::conv_input_grad_workspace<isa>);
+  kernel(m, "conv_weight_grad", cpu::conv_weight_grad<isa>);
   m.def("conv_weight_grad_workspace", cpu::conv_weight_grad_workspace<isa>);
+  kernel(m, "conv_bias_grad", cpu::conv_bias_grad<isa>);
 
   kernel(m, "avg_pool", cpu::avg_pool<isa>);
   kernel(m, "avg_pool_adjoint", cpu::avg_pool_adjoint<isa>);
 
-  kernel(m, "batch_norm_stats", cpu::batch_norm_stats<isa>);
-  kernel(m, "batch_norm_apply", cpu::batch_norm_apply<isa>);
-  kernel(m, "batch_norm_backward", cpu::batch_norm_backward<isa>);
-  kernel(m, "batch_norm_double_backward", cpu::batch_norm_double_backward<isa>);
   kernel(m, "max_pool", cpu::max_pool<isa>);
   kernel(m, "gather", cpu::gather<isa>);
   kernel(m, "scatter_add", cpu::scatter_add<isa>);
   kernel(m, "max_unpool", cpu::max_unpool<isa>);
   kernel(m, "max_unpool_adjoint", cpu::max_unpool_adjoint<isa>);
+  m.def("max_unpool_adjoint_workspace", max_unpool_adjoint_workspace);
+
+  kernel(m, "batch_norm_stats", cpu::batch_norm_stats<isa>);
+  m.def("batch_norm_stats_workspace", batch_norm_stats_workspace);
+  kernel(m, "batch_norm_apply", cpu::batch_norm_apply<isa>);
+  m.def("batch_norm_apply_workspace", batch_norm_apply_workspace);
+  kernel(m, "batch_norm_backward", cpu::batch_norm_backward<isa>);
+  m.def("batch_norm_backward_workspace", batch_norm_backward_workspace);
+  kernel(m, "batch_norm_double_backward", cpu::batch_norm_double_backward<isa>);
+  m.def("batch_norm_double_backward_workspace", batch_norm_double_backward_workspace);
+
   kernel(m, "interpolate_nearest", cpu::interpolate_nearest<isa>);
   kernel(m, "interpolate_nearest_adjoint", cpu::interpolate_nearest_adjoint<isa>);
   kernel(m, "interpolate_weighted", cpu::interpolate_weighted<isa>);
+  m.def("interpolate_weighted_workspace", cpu::interpolate_weighted_workspace<isa>);
   kernel(m, "interpolate_weighted_adjoint", cpu::interpolate_weighted_adjoint<isa>);
+  m.def("interpolate_weighted_adjoint_workspace", cpu::interpolate_weighted_adjoint_workspace<isa>);
   kernel(m, "interpolate_weighted_u8", cpu::interpolate_weighted_u8<isa>);
+  m.def("interpolate_weighted_u8_workspace", cpu::interpolate_weighted_u8_workspace<isa>);
 }
 
 #if defined(FASTOPS_CUDA)
@@ -255,8 +262,6 @@ PYBIND11_MODULE(_C, m) {
   bind_params(m);
   m.def("set_openmp_runtime", &set_openmp_runtime, py::arg("gomp_parallel"));
   m.def("usable_isas", &usable_isas);
-  m.def("interpolate_workspace", &cpu::interpolate_workspace<cpu::Isa::kBaseline>);
-  m.def("interpolate_u8_workspace", &cpu::interpolate_u8_workspace<cpu::Isa::kBaseline>);
   m.attr("compiler") = __VERSION__;
 
   // Every build has the same names; what is not compiled in is empty.

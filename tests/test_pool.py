@@ -206,7 +206,7 @@ def test_index_out_of_range(bad: int, memory_format: torch.memory_format, backen
     indices[1, 4, 2, 2] = bad
     with pytest.raises(RuntimeError, match="index"):
         G.max_unpool2d(x, indices, 2)
-    params, shape, _ = max_pool.unpool_plan(x.shape, (6, 6), x.dtype, memory_format is layout.CHANNELS_LAST)
+    params, shape = max_pool.unpool_plan(x.shape, (6, 6), x.dtype, memory_format is layout.CHANNELS_LAST)
     y = torch.full(shape, 7.0).contiguous(memory_format=memory_format)
     with pytest.raises(RuntimeError, match="index"):
         launch("max_unpool", params, x, indices, y)

@@ -47,20 +47,20 @@ def _address(t: Tensor | None) -> int:
 
 
 def cpu_launcher(op: str, isa: str = ISA) -> Callable[..., None] | None:
-    """Runs the op's CPU kernel on torch's number of threads, with scratch memory if it wants any."""
+    """Runs the op's CPU kernel on torch's number of threads."""
     kernels = getattr(_C, f"cpu_{isa}")
     kernel = getattr(kernels, op, None)
     workspace_bytes = getattr(kernels, f"{op}_workspace", None)
     if kernel is None:
         return None
 
-    def launch_with_workspace(params: Any, *tensors: Tensor | None) -> None:
-        threads = torch.get_num_threads()
-        scratch = torch.empty(workspace_bytes(params, threads), dtype=torch.uint8)
-        kernel(params, *map(_address, tensors), scratch.data_ptr(), threads)
-
     def launch(params: Any, *tensors: Tensor | None) -> None:
         kernel(params, *map(_address, tensors), torch.get_num_threads())
+
+    def launch_with_workspace(params: Any, *tensors: Tensor | None) -> None:
+        threads = torch.get_num_threads()
+        workspace = torch.empty(workspace_bytes(params, threads), dtype=torch.uint8)
+        kernel(params, *map(_address, tensors), workspace.data_ptr(), threads)
 
     return launch if workspace_bytes is None else launch_with_workspace
 

@@ -3,7 +3,7 @@
 Both networks start from the same weights and see the same batches; their steps alternate in one process, so
 that whatever else the machine does hits both alike. Prints a table, and draws ``demo.png``.
 
-    python examples/demo.py [--device cuda] [--steps 400] [--out demo.png]
+    python examples/demo.py [--device cuda] [--steps 200] [--out demo.png]
 """
 
 from __future__ import annotations
@@ -311,7 +311,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--out", default="demo.png")
     parser.add_argument("--memory-of", choices=("torch", "fastops"), help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -215,8 +215,11 @@ def test_index_out_of_range(bad: int, memory_format: torch.memory_format, backen
 
 def test_scratch_is_a_bit_per_output() -> None:
     params = dict(dtype=_C.DType.f32, n=2, c=9, in_=(1, 2, 2), out=(1, 10, 13))
-    assert _C.unpool_scratch_bytes(_C.UnpoolParams(**params)) == 2 * 9 * 3 * 8
-    assert _C.unpool_scratch_bytes(_C.UnpoolParams(channels_last=True, **params)) == 2 * 130 * 2
+    assert _C.cpu_baseline.max_unpool_adjoint_workspace(_C.UnpoolParams(**params), 1) == 2 * 9 * 3 * 8
+    assert (
+        _C.cpu_baseline.max_unpool_adjoint_workspace(_C.UnpoolParams(channels_last=True, **params), 1)
+        == 2 * 130 * 2
+    )
 
 
 # ---- errors -------------------------------------------------------------------------------------

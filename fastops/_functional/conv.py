@@ -41,8 +41,10 @@ def _conv_spec(
 
 def _checked_conv(op: str, x: Tensor, w: Tensor, b: Tensor | None, groups: int, *, transposed: bool) -> None:
     """What conv2d and conv_transpose2d have in common."""
-    arguments.same_device(op, input=x, weight=w, bias=b)
-    arguments.same_dtype(op, input=x, weight=w, bias=b)
+    fits = x.dtype == w.dtype and x.device == w.device
+    if not fits or (b is not None and (b.dtype != x.dtype or b.device != x.device)):
+        arguments.same_device(op, input=x, weight=w, bias=b)
+        arguments.same_dtype(op, input=x, weight=w, bias=b)
     if w.dim() != 4 or 0 in w.shape[2:]:
         raise RuntimeError(f"{op}: expected a 4-d weight with a non-empty kernel, got shape {tuple(w.shape)}")
     if groups <= 0:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import re
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,22 @@ def _address(t: Tensor | None) -> int:
     return 0 if t is None else t.data_ptr()
 
 
+# Scratch memory kept for the next call, per thread: fresh pages cost more than many a kernel (a
+# convolution's packed weights are megabytes, and the allocator returns such blocks to the system).
+_KEEP = 64 << 20
+_scratch = threading.local()
+
+
+def _workspace(size: int) -> Tensor:
+    """At least `size` bytes that nobody else on this thread uses during the call."""
+    kept: Tensor | None = getattr(_scratch, "tensor", None)
+    if kept is None or kept.numel() < size:
+        kept = torch.empty(size, dtype=torch.uint8, device="cpu")
+        if size <= _KEEP:
+            _scratch.tensor = kept
+    return kept
+
+
 def cpu_launcher(op: str, isa: str = ISA) -> Callable[..., None] | None:
     """Runs the op's CPU kernel on torch's number of threads."""
     kernels = getattr(_C, f"cpu_{isa}")
@@ -59,7 +76,7 @@ def cpu_launcher(op: str, isa: str = ISA) -> Callable[..., None] | None:
 
     def launch_with_workspace(params: Any, *tensors: Tensor | None) -> None:
         threads = torch.get_num_threads()
-        workspace = torch.empty(workspace_bytes(params, threads), dtype=torch.uint8)
+        workspace = _workspace(workspace_bytes(params, threads))
         kernel(params, *map(_address, tensors), workspace.data_ptr(), threads)
 
     return launch if workspace_bytes is None else launch_with_workspace

@@ -91,7 +91,7 @@ def max_pool(x: Tensor, spec: Spec, return_indices: bool) -> tuple[Tensor, Tenso
     if is_differentiated(x):
         # Derivatives need positions too. Those that nobody else sees may be narrow.
         narrow = not return_indices and x.shape[-1] * x.shape[-2] < 2**31
-        return MaxPool.apply(x, spec, torch.int32 if narrow else torch.int64)
+        return call(MaxPool, x, spec, torch.int32 if narrow else torch.int64)
     return MaxPool.forward(x, spec, torch.int64 if return_indices else None)
 
 

@@ -4,6 +4,10 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#if defined(FASTOPS_X86)
+#include <cpuid.h>
+#endif
+
 #include <string>
 #include <vector>
 
@@ -247,7 +251,10 @@ std::vector<std::string> usable_isas() {
   std::vector<std::string> isas = {"baseline"};
 #if defined(FASTOPS_X86)
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) isas.push_back("avx2");
+  unsigned eax, ebx, ecx = 0, edx;
+  const bool f16c = __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & bit_F16C);
+  if (!f16c || !__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return isas;
+  isas.push_back("avx2");
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
     isas.push_back("avx512");
@@ -260,6 +267,7 @@ std::vector<std::string> usable_isas() {
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Kernels of fastops. Internal: use fastops.functional.";
   bind_params(m);
+  m.def("set_min_work_per_thread", &set_min_work_per_thread, py::arg("steps"));
   m.def("set_openmp_runtime", &set_openmp_runtime, py::arg("gomp_parallel"));
   m.def("usable_isas", &usable_isas);
   m.attr("compiler") = __VERSION__;

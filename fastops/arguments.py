@@ -48,12 +48,19 @@ def positive(op: str, name: str, value: tuple[int, int]) -> tuple[int, int]:
     if value[0] <= 0 or value[1] <= 0:
         should = "should not be zero" if 0 in value else "should be positive"
         raise RuntimeError(f"{op}: {name} {should}, got {value}")
-    return value
+    return _countable(op, name, value)
 
 
 def non_negative(op: str, name: str, value: tuple[int, int]) -> tuple[int, int]:
     if value[0] < 0 or value[1] < 0:
         raise RuntimeError(f"{op}: {name} must be non-negative, got {value}")
+    return _countable(op, name, value)
+
+
+def _countable(op: str, name: str, value: tuple[int, int]) -> tuple[int, int]:
+    """The pair, if products of two such numbers fit 64 bits."""
+    if max(value) >= 2**31:
+        raise RuntimeError(f"{op}: {name} must be less than 2**31, got {value}")
     return value
 
 
@@ -125,11 +132,18 @@ class _Unequal(tuple):  # type: ignore[type-arg]
 
 
 def hashable(value: Any) -> Any:
-    """A number or sequence as a key for the caches of options."""
+    """A number or sequence as a key for the caches of options. Numbers that can change or that do not
+    hash (a tensor's or numpy's) become plain ones here."""
     if isinstance(value, (tuple, list)):
-        exact = all(type(v) is int or v is None for v in value)
-        return tuple(value) if exact else _Unequal(value)
-    return value
+        if all(type(v) is int or v is None for v in value):
+            return tuple(value)
+        return _Unequal(hashable(v) for v in value)
+    if value is None or isinstance(value, (int, float, str)):
+        return value
+    try:
+        return operator.index(value)
+    except TypeError:
+        return _Unequal([value])
 
 
 def allocatable(op: str, shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -19,8 +19,6 @@ namespace fastops {
 namespace cpu {
 namespace {
 
-int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
-
 // Positions of a block: as deep as a tile goes.
 template <typename A>
 constexpr int64_t kPositions = kTileDepth<A>;
@@ -340,7 +338,7 @@ void run_bias_grad(const ConvParams& p, const T* dy, T* db, int threads) {
 
 template <>
 int64_t conv_weight_grad_workspace<kIsa>(const ConvParams& p, int threads) {
-  if (is_depthwise(p)) return depthwise_weight_grad_workspace<kIsa>(p, threads);
+  if (is_depthwise(p) && short_spans(p)) return depthwise_weight_grad_workspace<kIsa>(p, threads);
   int64_t bytes = 0;
   dispatch_floating(p.dtype, [&](auto type) {
     using A = Acc<typename decltype(type)::type>;
@@ -356,7 +354,7 @@ int64_t conv_weight_grad_workspace<kIsa>(const ConvParams& p, int threads) {
 template <>
 void conv_weight_grad<kIsa>(const ConvParams& p, const void* dy, const void* x, void* dw, void* workspace,
                             int threads) {
-  if (is_depthwise(p)) return depthwise_weight_grad<kIsa>(p, dy, x, dw, workspace, threads);
+  if (is_depthwise(p) && short_spans(p)) return depthwise_weight_grad<kIsa>(p, dy, x, dw, workspace, threads);
   dispatch_floating(p.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     run(p, static_cast<const T*>(dy), static_cast<const T*>(x), static_cast<T*>(dw),

@@ -57,7 +57,8 @@ def max_pool2d(
     input: (N, C, H, W) or (C, H, W), floating point, contiguous or channels_last.
     Returns (N, C, P, Q) or (C, P, Q) in the input's dtype and layout; with return_indices also the
     maxima's positions, flat in H·W, int64, in the same layout. Of equal maxima the first in raster order
-    counts; NaN is larger than everything, and of several the last counts.
+    counts; NaN is larger than everything, and of several the last counts. A dilated window that holds no
+    element of the input gives −inf, at position −1.
     Raises RuntimeError for sizes that make no sense, TypeError for arguments of the wrong type,
     NotImplementedError for a dtype or device without a kernel.
     """

@@ -22,7 +22,9 @@ def _share_openmp() -> str | None:
         lines = Path("/proc/self/maps").read_text().splitlines()
     except OSError:
         return None
-    paths = {line.split()[-1] for line in lines if re.search(r"/lib(gomp|iomp5|omp)[-.][^/]*$", line)}
+    paths = {
+        line.split(maxsplit=5)[5] for line in lines if re.search(r"/lib(gomp|iomp5|omp)[-.][^/]*$", line)
+    }
     # Where there are several, torch's own is the one in its folder.
     for path in sorted(paths, key=lambda p: ("/torch/lib/" not in p and "/torch.libs/" not in p, p)):
         try:

@@ -69,7 +69,7 @@ def _plan(
 
 
 def _contiguous(t: Tensor | None) -> Tensor | None:
-    return None if t is None else t.contiguous()
+    return None if t is None else layout.dense(t, layout.CONTIGUOUS)
 
 
 class BatchNormStats(torch.autograd.Function):

@@ -114,7 +114,7 @@ void along_lanes(const Lanes<Acc<T>>& m, int64_t channels, const Acc<T>* buffer,
     Vec<A> sum{};
     for (int64_t k = 0; k < count; ++k) {
       const Vec<A> weight = load(m.weight + k * m.padded + e);
-      Vec<A> v;
+      Vec<A> v{};
       if (near) {
         v = permute(load(from + k * channels), offset);
       } else {

@@ -18,11 +18,7 @@ namespace cpu {
 namespace {
 
 constexpr int kTileRows = 6;
-#if defined(__AVX512F__)
-constexpr int kTileVectors = 4;
-#else
-constexpr int kTileVectors = 2;
-#endif
+constexpr int kTileVectors = kVectorBytes == 64 ? 4 : 2;
 template <typename A>
 constexpr int kTileColumns = kTileVectors * kLanes<A>;
 
@@ -103,10 +99,10 @@ inline void with_rows(int64_t rows, F f) {
 }
 template <typename F>
 inline void with_tile(int64_t rows, int64_t vectors, F f) {
-#if defined(__AVX512F__)
-  if (vectors == 4) return with_rows<4>(rows, f);
-  if (vectors == 3) return with_rows<3>(rows, f);
-#endif
+  if constexpr (kTileVectors == 4) {
+    if (vectors == 4) return with_rows<4>(rows, f);
+    if (vectors == 3) return with_rows<3>(rows, f);
+  }
   if (vectors == 2) return with_rows<2>(rows, f);
   return with_rows<1>(rows, f);
 }

@@ -103,7 +103,11 @@ inline BFloat16 from_acc<BFloat16>(float v) {
 
 // ---- one vector --------------------------------------------------------------------------------
 
-#if defined(__AVX512F__)
+// FASTOPS_VECTOR_BYTES: to try a width that the processor lacks (CXXFLAGS=-DFASTOPS_VECTOR_BYTES=64 and
+// FASTOPS_ISA=baseline run what AVX-512 would, in pieces of 16 bytes).
+#if defined(FASTOPS_VECTOR_BYTES) && !defined(__AVX2__)
+constexpr int kVectorBytes = FASTOPS_VECTOR_BYTES;
+#elif defined(__AVX512F__)
 constexpr int kVectorBytes = 64;
 #elif defined(__AVX2__)
 constexpr int kVectorBytes = 32;

@@ -18,6 +18,8 @@ from importlib.util import module_from_spec, spec_from_loader
 from types import ModuleType
 from typing import Any
 
+import pytest
+
 from tests.simt import build
 
 NAME = "cuda-emulated"
@@ -62,7 +64,7 @@ def launcher(op: str) -> Callable[..., None] | None:
     def launch(params: Any, *tensors: Any) -> None:
         size = sum(t.numel() * t.element_size() for t in tensors if t is not None)
         if MODE == "race" and size > RACE_LIMIT:
-            raise NotImplementedError(f"tensors too large for the race detector in the backend {NAME!r}")
+            pytest.skip("tensors too large for the race detector")
         kernel(params, *(0 if t is None else t.data_ptr() for t in tensors), 0)
 
     return launch

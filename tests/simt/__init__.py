@@ -32,8 +32,7 @@ RACE_LIMIT = 1 << 20
 def why_unavailable() -> str | None:
     """Why there is no emulation on this machine; None where there is one."""
     try:
-        build.compiler()
-        build.cuda_include()
+        build.check()
     except build.Unavailable as reason:
         return str(reason)
     return None
@@ -41,18 +40,24 @@ def why_unavailable() -> str | None:
 
 @lru_cache
 def load(mode: str = MODE) -> ModuleType:
-    """The module ``emulated`` of a mode, compiled now if it has to be."""
-    loader = ExtensionFileLoader("emulated", str(build.build(mode)))
-    spec = spec_from_loader("emulated", loader)
+    """The module of a mode, compiled now if it has to be."""
+    name = f"emulated_{mode}"
+    loader = ExtensionFileLoader(name, str(build.build(mode)))
+    spec = spec_from_loader(name, loader)
     assert spec is not None
     module = module_from_spec(spec)
     loader.exec_module(module)
+    configure(module)
+    return module
+
+
+def configure(module: ModuleType) -> None:
+    """Makes the module as hostile as the environment says."""
     module.configure(
         os.environ.get("FASTOPS_SIMT_ORDER", "random"),
         os.environ.get("FASTOPS_SIMT_COPIES", "random"),
         int(os.environ.get("FASTOPS_SIMT_SEED", "0")),
     )
-    return module
 
 
 def launcher(op: str) -> Callable[..., None] | None:

@@ -20,12 +20,16 @@
 #undef __forceinline__
 #undef __launch_bounds__
 #undef __grid_constant__
+#undef __constant__
+#undef __shared__
 #define __global__
 #define __device__
 #define __host__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
 #define __grid_constant__
+#define __constant__
+#define __shared__ static_assert(false, "shared memory is declared with FASTOPS_SHARED")
 
 #define threadIdx (::simt::current->position)
 #define blockIdx (::simt::current->block_position)
@@ -105,8 +109,12 @@ inline void __syncthreads(SIMT_CALLER) { simt::barrier(false, SIMT_SITE); }
 inline int __syncthreads_count(int predicate, SIMT_CALLER) {
   return static_cast<int>(simt::barrier(predicate != 0, SIMT_SITE));
 }
-inline int __syncthreads_or(int predicate, SIMT_CALLER) { return simt::barrier(predicate != 0, SIMT_SITE) > 0; }
-inline int __syncthreads_and(int predicate, SIMT_CALLER) { return simt::barrier(predicate == 0, SIMT_SITE) == 0; }
+inline int __syncthreads_or(int predicate, SIMT_CALLER) {
+  return simt::barrier(predicate != 0, SIMT_SITE) > 0;
+}
+inline int __syncthreads_and(int predicate, SIMT_CALLER) {
+  return simt::barrier(predicate == 0, SIMT_SITE) == 0;
+}
 inline void __syncwarp(uint32_t mask = ~0u, SIMT_CALLER) {
   simt::collective(mask, "__syncwarp", nullptr, nullptr, true, SIMT_SITE);
 }
@@ -115,7 +123,8 @@ inline void __syncwarp(uint32_t mask = ~0u, SIMT_CALLER) {
 template <typename T>
 T __shfl_sync(uint32_t mask, T value, int source, int width = 32, SIMT_CALLER) {
   const unsigned w = static_cast<unsigned>(width), group = simt::lane() & ~(w - 1);
-  return simt::shuffle(mask, value, group + (static_cast<unsigned>(source) & (w - 1)), "__shfl_sync", SIMT_SITE);
+  return simt::shuffle(mask, value, group + (static_cast<unsigned>(source) & (w - 1)), "__shfl_sync",
+                       SIMT_SITE);
 }
 template <typename T>
 T __shfl_up_sync(uint32_t mask, T value, unsigned delta, int width = 32, SIMT_CALLER) {
@@ -214,11 +223,11 @@ inline double rsqrt(double v) { return 1.0 / std::sqrt(v); }
 
 // ---- csrc/cuda/primitives.cuh: what is not C++ there -----------------------------------------------
 
-#define FASTOPS_SHARED(name, ...)                                                                          \
-  using name##Type = __VA_ARGS__;                                                                          \
-  static const char name##_declared = 0;                                                                   \
-  static_assert(sizeof(name##Type) <= (48 << 10), "static shared memory has 48 KiB");                      \
-  auto& name = *static_cast<name##Type*>(                                                                  \
+#define FASTOPS_SHARED(name, ...)                                                     \
+  using name##Type = __VA_ARGS__;                                                     \
+  static const char name##_declared = 0;                                              \
+  static_assert(sizeof(name##Type) <= (48 << 10), "static shared memory has 48 KiB"); \
+  auto& name = *static_cast<name##Type*>(                                             \
       ::simt::shared_array(&name##_declared, sizeof(name##Type), alignof(name##Type), {__FILE__, __LINE__}))
 
 namespace fastops {

@@ -14,8 +14,6 @@
 extern "C" void simt_switch(void** save, void* to);
 asm(R"(
 .text
-.hidden simt_switch
-.globl simt_switch
 .type simt_switch, @function
 simt_switch:
   pushq %rbp

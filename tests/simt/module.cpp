@@ -1,4 +1,4 @@
-// The Python module `emulated`: fastops' CUDA launchers, compiled for the emulation; kernels with
+// The Python module of the emulation: fastops' CUDA launchers, compiled for the emulation; kernels with
 // planted bugs; and the settings.
 //
 // Params are the types that fastops._C registers; whoever calls the launchers has imported it.
@@ -34,12 +34,17 @@ void configure(const std::string& order, const std::string& copies, uint64_t see
   simt::settings = s;
 }
 
-}  // namespace
-
-PYBIND11_MODULE(emulated, m) {
+void bind(py::module_& m) {
   m.def("configure", configure, py::arg("order"), py::arg("copies"), py::arg("seed") = 0,
         py::arg("workers") = 0);
   fastops::cuda::bind(m.def_submodule("cuda"));
   py::module_ planted = m.def_submodule("planted");
   for (const planted::Kernel& k : planted::kKernels) fastops::kernel(planted, k.name, k.launcher);
 }
+
+}  // namespace
+
+// One name per mode: a process may load several.
+PYBIND11_MODULE(emulated_plain, m) { bind(m); }
+PYBIND11_MODULE(emulated_asan, m) { bind(m); }
+PYBIND11_MODULE(emulated_race, m) { bind(m); }

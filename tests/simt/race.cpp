@@ -54,10 +54,10 @@ struct Access {
 
 // One byte of memory.
 struct Cell {
-  Access write, read;         // the last ones
-  Access foreign_read;        // the last read of another block than `read`'s
+  Access write, read;             // the last ones
+  Access foreign_read;            // the last read of another block than `read`'s
   std::vector<uint32_t> readers;  // of `read`'s block, by agent, where there are several
-  bool atomic = false;        // the write is
+  bool atomic = false;            // the write is
 };
 
 constexpr uintptr_t kPage = 1024;
@@ -246,10 +246,10 @@ void copied(uint32_t ticket) {
 using simt::race::access;
 
 extern "C" {
-#define SIMT_ACCESS(BYTES)                                                                                \
-  void __tsan_read##BYTES(void* p) { access(p, BYTES, false, __builtin_return_address(0)); }             \
-  void __tsan_write##BYTES(void* p) { access(p, BYTES, true, __builtin_return_address(0)); }             \
-  void __tsan_unaligned_read##BYTES(void* p) { access(p, BYTES, false, __builtin_return_address(0)); }   \
+#define SIMT_ACCESS(BYTES)                                                                             \
+  void __tsan_read##BYTES(void* p) { access(p, BYTES, false, __builtin_return_address(0)); }           \
+  void __tsan_write##BYTES(void* p) { access(p, BYTES, true, __builtin_return_address(0)); }           \
+  void __tsan_unaligned_read##BYTES(void* p) { access(p, BYTES, false, __builtin_return_address(0)); } \
   void __tsan_unaligned_write##BYTES(void* p) { access(p, BYTES, true, __builtin_return_address(0)); }
 SIMT_ACCESS(1)
 SIMT_ACCESS(2)

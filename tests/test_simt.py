@@ -23,6 +23,15 @@ BLOCKS = [X[i : i + BLOCK] for i in range(0, N, BLOCK)]
 REVERSED = [v for block in BLOCKS for v in reversed(block)]
 SMOOTHED = [a + b + c for a, b, c in zip([0.0, *X[:-1]], X, [*X[1:], 0.0], strict=True)]
 
+
+def collectives(i: int) -> float:
+    warp, block, lane = X[i // 32 * 32 :][:32], BLOCKS[i // BLOCK], i % 32
+    shuffled = warp[lane // 8 * 8 + 3] + warp[lane - 3 if lane % 16 >= 3 else lane]
+    shuffled += warp[lane + 5 if lane + 5 < 32 else lane] + warp[lane ^ 6]
+    votes = sum(v > 4 for v in warp[lane // 16 * 16 :][:16]) + any(v > 10 for v in warp) + 2
+    return shuffled + votes + sum(v > 4 for v in block) + 1
+
+
 # What each kernel of simt/planted.cu computes; y is zero before.
 RIGHT = {
     "missing_barrier": REVERSED,
@@ -34,6 +43,7 @@ RIGHT = {
     "missing_wait": X,
     "early_refill": X,
     "uninitialised": [sum(X[i : i + BLOCK]) if i % BLOCK == 0 else 0.0 for i in range(N)],
+    "collectives": [collectives(i) for i in range(N)],
     "last_block": [sum(X), *map(sum, BLOCKS)],
 }
 ORDERS = ("forward", "reverse", "random")
@@ -59,6 +69,7 @@ FOUND = [
     ("early_refill", "race", "forward", "lazy", r"a write of shared memory.*races with the read"),
     *[("uninitialised", "plain", order, "lazy", WRONG) for order in ORDERS],
     ("uninitialised", "race", "forward", "lazy", r"shared memory that nothing has written"),
+    *[("collectives", "plain", order, "lazy", r"its lane is not in the mask") for order in ORDERS],
     # No CPU reorders like that: only the race detector knows.
     ("last_block", "race", "forward", "lazy", r"a read of global memory.*races with the write"),
 ]
@@ -123,6 +134,17 @@ def test_planted_bug_is_found(kernel: str, mode: str, order: str, copies: str, f
 
 def test_every_bug_is_found() -> None:
     assert {kernel for kernel, *_ in FOUND} == {*RIGHT}
+
+
+def test_the_gpu_compiler_takes_the_same_source(tmp_path: Path) -> None:
+    home = build.setup_py().find_cuda_home()
+    if home is None:
+        pytest.skip("no nvcc")
+    command = [home / "bin" / "nvcc", "-std=c++17", "-arch=sm_80", "-Werror", "all-warnings", "-c"]
+    done = subprocess.run(
+        [*command, build.HERE / "planted.cu", "-o", tmp_path / "planted.o"], capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr.decode()
 
 
 def test_after_an_error_the_next_launch_is_right() -> None:

@@ -111,7 +111,7 @@ __global__ void early_refill_kernel(const float* x, float* y, int, bool broken) 
 // The sum of each block in its first place, zeros elsewhere. Bug: sums are read of warps that are not
 // there.
 __global__ void uninitialised_kernel(const float* x, float* y, int, bool broken) {
-  FASTOPS_SHARED(sums, float[32]);
+  auto* const sums = fastops::cuda::dynamic_shared<float>();  // a place for each warp that a block may have
   const int t = threadIdx.x, i = blockIdx.x * kBlock + t;
   float sum = x[i];
   for (int d = 16; d > 0; d /= 2) sum += __shfl_xor_sync(0xffffffff, sum, d);
@@ -145,14 +145,27 @@ __global__ void last_block_kernel(const float* x, float* y, int, bool broken) {
   }
 }
 
+// y[i] = what lane i % 32 gets of the collectives, as a sum of small whole numbers. Bug: a lane is not in
+// the mask that it gives.
+__global__ void collectives_kernel(const float* x, float* y, int, bool broken) {
+  const int i = blockIdx.x * kBlock + threadIdx.x, lane = threadIdx.x % 32;
+  const unsigned all = 0xffffffff, half = lane < 16 ? 0x0000ffff : broken ? 0x7fff0000 : 0xffff0000;
+  float sum = __shfl_sync(all, x[i], 11, 8) + __shfl_up_sync(all, x[i], 3, 16);
+  sum += __shfl_down_sync(all, x[i], 5) + __shfl_xor_sync(half, x[i], 6);
+  sum += __popc(__ballot_sync(half, x[i] > 4.0f));
+  sum += __any_sync(all, x[i] > 10.0f) + 2 * __all_sync(all, x[i] > 0.0f);
+  sum += __syncthreads_count(x[i] > 4.0f) + __syncthreads_or(x[i] > 99.0f) + __syncthreads_and(x[i] > 0.0f);
+  y[i] = sum;
+}
+
 template <void (*kernel)(const float*, float*, int, bool)>
 void launch_planted(const float* x, float* y, int n, bool broken) {
-  launch("planted", kernel, n / kBlock, kBlock, 0, nullptr, x, y, n, broken);
+  launch("planted", kernel, n / kBlock, kBlock, kBlock * sizeof(float), nullptr, x, y, n, broken);
 }
 
 }  // namespace
 
-const Kernel kKernels[10] = {
+const Kernel kKernels[11] = {
     {"missing_barrier", launch_planted<missing_barrier_kernel>},
     {"early_return", launch_planted<early_return_kernel>},
     {"halo", launch_planted<halo_kernel>},
@@ -162,6 +175,7 @@ const Kernel kKernels[10] = {
     {"missing_wait", launch_planted<missing_wait_kernel>},
     {"early_refill", launch_planted<early_refill_kernel>},
     {"uninitialised", launch_planted<uninitialised_kernel>},
+    {"collectives", launch_planted<collectives_kernel>},
     {"last_block", launch_planted<last_block_kernel>},
 };
 

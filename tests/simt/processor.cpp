@@ -265,11 +265,13 @@ void Processor::collective(uint32_t mask, const char* name, void* brought, void 
     if (first + lane >= size_) fail(here() + "lane " + std::to_string(lane) + " of the mask does not exist");
     const EmulatedThread& o = threads_[first + lane];
     if (o.state == State::kReturned) fail(here() + "lane " + std::to_string(lane) + " has returned");
-    if (&o != &t && o.state == State::kCollective &&
-        (o.mask != mask || std::strcmp(o.waits_for, name) != 0 || !same(o.site, site)))
+    const bool waits = &o != &t && o.state == State::kCollective;
+    const bool is_here =
+        &o == &t || (waits && o.mask == mask && std::strcmp(o.waits_for, name) == 0 && same(o.site, site));
+    if (waits && !is_here && (o.mask >> (t.index % 32) & 1))  // if it waits for others, it may come yet
       fail(here() + "the warp has diverged: lane " + std::to_string(lane) + " is in " + o.waits_for + ", " +
            text(o.site));
-    complete &= &o == &t || o.state == State::kCollective;
+    complete &= is_here;
     lanes[lane] = o.brought;
     members[count++] = first + lane;
   }

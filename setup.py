@@ -104,13 +104,13 @@ class Cuda:
     def find() -> Cuda | None:
         wanted = os.environ.get("FASTOPS_CUDA", "")
         if wanted == "0":
-            say("FASTOPS_CUDA=0: the CUDA kernels are left out; a GPU is served by Triton, where available")
+            say("FASTOPS_CUDA=0: the CUDA kernels are left out")
             return None
         home = find_cuda_home()
         if home is None:
             if wanted == "1":
                 raise SystemExit("fastops: FASTOPS_CUDA=1, but there is no nvcc on PATH nor in CUDA_HOME")
-            say("no nvcc found: the CUDA kernels are left out; a GPU is served by Triton, where available")
+            say("no nvcc found: the CUDA kernels are left out")
             return None
         return Cuda(home)
 

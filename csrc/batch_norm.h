@@ -77,16 +77,17 @@ FASTOPS_INLINE int64_t batch_norm_workspace(const BatchNormParams& p, int64_t su
   const int64_t partials = p.channels_last ? s.blocks * s.stride : s.blocks * p.c;
   return 8 * (s.stride * (sums + tables) + partials * sums);
 }
-FASTOPS_INLINE int64_t batch_norm_stats_workspace(const BatchNormParams& p) {
+// Of each launcher below.
+FASTOPS_INLINE int64_t batch_norm_stats_workspace(const BatchNormParams& p, int /*threads*/) {
   return batch_norm_workspace(p, p.training ? 3 : 0, 0);
 }
-FASTOPS_INLINE int64_t batch_norm_apply_workspace(const BatchNormParams& p) {
+FASTOPS_INLINE int64_t batch_norm_apply_workspace(const BatchNormParams& p, int /*threads*/) {
   return batch_norm_workspace(p, 0, 3);
 }
-FASTOPS_INLINE int64_t batch_norm_backward_workspace(const BatchNormParams& p) {
+FASTOPS_INLINE int64_t batch_norm_backward_workspace(const BatchNormParams& p, int /*threads*/) {
   return batch_norm_workspace(p, 2, 4);
 }
-FASTOPS_INLINE int64_t batch_norm_double_backward_workspace(const BatchNormParams& p) {
+FASTOPS_INLINE int64_t batch_norm_double_backward_workspace(const BatchNormParams& p, int /*threads*/) {
   return batch_norm_workspace(p, 5, 8);
 }
 

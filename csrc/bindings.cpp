@@ -4,6 +4,10 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#if defined(FASTOPS_X86)
+#include <cpuid.h>
+#endif
+
 #include <string>
 #include <vector>
 
@@ -146,10 +150,6 @@ void bind_params(py::module_& m) {
       .field("training", &BatchNormParams::training)
       .field("momentum", &BatchNormParams::momentum)
       .field("eps", &BatchNormParams::eps);
-  m.def("batch_norm_stats_workspace", &batch_norm_stats_workspace);
-  m.def("batch_norm_apply_workspace", &batch_norm_apply_workspace);
-  m.def("batch_norm_backward_workspace", &batch_norm_backward_workspace);
-  m.def("batch_norm_double_backward_workspace", &batch_norm_double_backward_workspace);
 
   ParamsClass<UnpoolParams>(m, "UnpoolParams")
       .field("dtype", &UnpoolParams::dtype)
@@ -158,7 +158,6 @@ void bind_params(py::module_& m) {
       .field("c", &UnpoolParams::c)
       .field("in_", &UnpoolParams::in)
       .field("out", &UnpoolParams::out);
-  m.def("unpool_scratch_bytes", &unpool_scratch_bytes);
 
   py::enum_<Filter>(m, "Filter")
       .value("nearest", Filter::kNearest)
@@ -182,33 +181,45 @@ void bind_params(py::module_& m) {
 
 // ---- launchers ---------------------------------------------------------------------------------
 
+// A launcher that wants a workspace is followed by the function that says how many bytes, given the
+// params and the number of threads; it is bound as "<op>_workspace", where the backend looks for it.
 template <cpu::Isa isa>
 void bind_cpu(py::module_ m) {
   kernel(m, "conv", cpu::conv<isa>);
-  kernel(m, "conv_input_grad", cpu::conv_input_grad<isa>);
-  kernel(m, "conv_weight_grad", cpu::conv_weight_grad<isa>);
-  kernel(m, "conv_bias_grad", cpu::conv_bias_grad<isa>);
   m.def("conv_workspace", cpu::conv_workspace<isa>);
+  kernel(m, "conv_input_grad", cpu::conv_input_grad<isa>);
   m.def("conv_input_grad_workspace", cpu::conv_input_grad_workspace<isa>);
+  kernel(m, "conv_weight_grad", cpu::conv_weight_grad<isa>);
   m.def("conv_weight_grad_workspace", cpu::conv_weight_grad_workspace<isa>);
+  kernel(m, "conv_bias_grad", cpu::conv_bias_grad<isa>);
 
   kernel(m, "avg_pool", cpu::avg_pool<isa>);
   kernel(m, "avg_pool_adjoint", cpu::avg_pool_adjoint<isa>);
 
-  kernel(m, "batch_norm_stats", cpu::batch_norm_stats<isa>);
-  kernel(m, "batch_norm_apply", cpu::batch_norm_apply<isa>);
-  kernel(m, "batch_norm_backward", cpu::batch_norm_backward<isa>);
-  kernel(m, "batch_norm_double_backward", cpu::batch_norm_double_backward<isa>);
   kernel(m, "max_pool", cpu::max_pool<isa>);
   kernel(m, "gather", cpu::gather<isa>);
   kernel(m, "scatter_add", cpu::scatter_add<isa>);
   kernel(m, "max_unpool", cpu::max_unpool<isa>);
   kernel(m, "max_unpool_adjoint", cpu::max_unpool_adjoint<isa>);
+  m.def("max_unpool_adjoint_workspace", max_unpool_adjoint_workspace);
+
+  kernel(m, "batch_norm_stats", cpu::batch_norm_stats<isa>);
+  m.def("batch_norm_stats_workspace", batch_norm_stats_workspace);
+  kernel(m, "batch_norm_apply", cpu::batch_norm_apply<isa>);
+  m.def("batch_norm_apply_workspace", batch_norm_apply_workspace);
+  kernel(m, "batch_norm_backward", cpu::batch_norm_backward<isa>);
+  m.def("batch_norm_backward_workspace", batch_norm_backward_workspace);
+  kernel(m, "batch_norm_double_backward", cpu::batch_norm_double_backward<isa>);
+  m.def("batch_norm_double_backward_workspace", batch_norm_double_backward_workspace);
+
   kernel(m, "interpolate_nearest", cpu::interpolate_nearest<isa>);
   kernel(m, "interpolate_nearest_adjoint", cpu::interpolate_nearest_adjoint<isa>);
   kernel(m, "interpolate_weighted", cpu::interpolate_weighted<isa>);
+  m.def("interpolate_weighted_workspace", cpu::interpolate_weighted_workspace<isa>);
   kernel(m, "interpolate_weighted_adjoint", cpu::interpolate_weighted_adjoint<isa>);
+  m.def("interpolate_weighted_adjoint_workspace", cpu::interpolate_weighted_adjoint_workspace<isa>);
   kernel(m, "interpolate_weighted_u8", cpu::interpolate_weighted_u8<isa>);
+  m.def("interpolate_weighted_u8_workspace", cpu::interpolate_weighted_u8_workspace<isa>);
 }
 
 // The instruction sets that are compiled in and that this processor has, worst first.
@@ -216,7 +227,10 @@ std::vector<std::string> usable_isas() {
   std::vector<std::string> isas = {"baseline"};
 #if defined(FASTOPS_X86)
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) isas.push_back("avx2");
+  unsigned eax, ebx, ecx = 0, edx;
+  const bool f16c = __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & bit_F16C);
+  if (!f16c || !__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return isas;
+  isas.push_back("avx2");
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
     isas.push_back("avx512");
@@ -229,10 +243,9 @@ std::vector<std::string> usable_isas() {
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Kernels of fastops. Internal: use fastops.functional.";
   bind_params(m);
+  m.def("set_min_work_per_thread", &set_min_work_per_thread, py::arg("steps"));
   m.def("set_openmp_runtime", &set_openmp_runtime, py::arg("gomp_parallel"));
   m.def("usable_isas", &usable_isas);
-  m.def("interpolate_workspace", &cpu::interpolate_workspace<cpu::Isa::kBaseline>);
-  m.def("interpolate_u8_workspace", &cpu::interpolate_u8_workspace<cpu::Isa::kBaseline>);
   m.attr("compiler") = __VERSION__;
 
   // Every build has the same names; what is not compiled in is empty.

@@ -14,6 +14,8 @@ FASTOPS_INLINE int64_t imax(int64_t a, int64_t b) { return a > b ? a : b; }
 // Division of a non-negative or negative a by a positive b, rounded up / down.
 FASTOPS_INLINE int64_t ceil_div(int64_t a, int64_t b) { return a >= 0 ? (a + b - 1) / b : -(-a / b); }
 FASTOPS_INLINE int64_t floor_div(int64_t a, int64_t b) { return a >= 0 ? a / b : -((-a + b - 1) / b); }
+// The smallest multiple of b that is at least a.
+FASTOPS_INLINE int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
 // A half-open range of positions along one axis.
 struct Range {
@@ -112,7 +114,7 @@ FASTOPS_INLINE TapAxis input_grad_taps(int64_t in, int64_t out, int64_t kernel, 
                                        int64_t dilation, int64_t phase) {
   const int64_t tap_step = stride / gcd(stride, dilation);
   int64_t tap0 = 0;
-  while (tap0 < tap_step && (phase + pad - tap0 * dilation) % stride != 0) ++tap0;
+  while (tap0 < imin(tap_step, kernel) && (phase + pad - tap0 * dilation) % stride != 0) ++tap0;
   const int64_t taps = tap0 < imin(tap_step, kernel) ? ceil_div(kernel - tap0, tap_step) : 0;
   return {out,
           phase < in ? ceil_div(in - phase, stride) : 0,

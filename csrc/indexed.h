@@ -20,9 +20,9 @@ struct UnpoolParams {
   Extent out;
 };
 
-// Bytes of scratch that max_unpool_adjoint wants: one bit per element of y, rows of bits padded to
+// Bytes of workspace that max_unpool_adjoint wants: one bit per element of y, rows of bits padded to
 // whole words.
-FASTOPS_INLINE int64_t unpool_scratch_bytes(const UnpoolParams& p) {
+FASTOPS_INLINE int64_t max_unpool_adjoint_workspace(const UnpoolParams& p, int /*threads*/) {
   return p.channels_last && p.c > 1 ? p.n * volume(p.out) * ((p.c + 7) / 8)
                                     : p.n * p.c * ((volume(p.out) + 63) / 64) * 8;
 }
@@ -42,9 +42,8 @@ void scatter_add(const PoolParams& p, const void* dy, const void* positions, voi
 template <Isa>
 void max_unpool(const UnpoolParams& p, const void* x, const void* indices, void* y, int threads);
 // The transpose of max_unpool: dx[n, c, i] = dy[n, c, indices[n, c, i]] where i won, zero where it lost.
-// scratch: unpool_scratch_bytes(p), uninitialised.
 template <Isa>
-void max_unpool_adjoint(const UnpoolParams& p, const void* dy, const void* indices, void* scratch, void* dx,
+void max_unpool_adjoint(const UnpoolParams& p, const void* dy, const void* indices, void* dx, void* workspace,
                         int threads);
 }  // namespace cpu
 

@@ -49,25 +49,24 @@ void interpolate_nearest(const InterpolateParams& p, const void* x, void* y, int
 template <Isa>
 void interpolate_nearest_adjoint(const InterpolateParams& p, const void* dy, void* dx, int threads);
 
-// y = weighted sums of x, for the other filters; floating point.
-// 2-d only: in.d and out.d are 1. workspace: interpolate_workspace(p, false) bytes.
+// y = weighted sums of x, for the other filters; floating point. 2-d only: in.d and out.d are 1.
 template <Isa>
 void interpolate_weighted(const InterpolateParams& p, const void* x, void* y, void* workspace, int threads);
 // dx = the transpose of interpolate_weighted applied to dy; floating point.
-// workspace: interpolate_workspace(p, true) bytes.
 template <Isa>
 void interpolate_weighted_adjoint(const InterpolateParams& p, const void* dy, void* dx, void* workspace,
                                   int threads);
-// Bytes of workspace that a weighted forward or adjoint takes, with any instruction set.
-template <Isa>
-int64_t interpolate_workspace(const InterpolateParams& p, bool adjoint);
-
-// The weighted forward for uint8, in fixed point. workspace: interpolate_u8_workspace(p) bytes.
+// The weighted forward for uint8, in fixed point.
 template <Isa>
 void interpolate_weighted_u8(const InterpolateParams& p, const void* x, void* y, void* workspace,
                              int threads);
+// Bytes of workspace that each of these wants.
 template <Isa>
-int64_t interpolate_u8_workspace(const InterpolateParams& p);
+int64_t interpolate_weighted_workspace(const InterpolateParams& p, int threads);
+template <Isa>
+int64_t interpolate_weighted_adjoint_workspace(const InterpolateParams& p, int threads);
+template <Isa>
+int64_t interpolate_weighted_u8_workspace(const InterpolateParams& p, int threads);
 }  // namespace cpu
 
 // Kernels on a CUDA stream (a cudaStream_t).

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+IntPair = int | Sequence[int]
 
 FLOATING = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
@@ -20,6 +23,13 @@ def integer(op: str, name: str, value: Any) -> int:
         return operator.index(value)
     except TypeError:
         raise TypeError(f"{op}(): argument '{name}' must be int, not {type(value).__name__}") from None
+
+
+def number(op: str, name: str, value: Any) -> float:
+    """A float, from anything that is a real number; TypeError for text and None."""
+    if isinstance(value, str) or not hasattr(value, "__float__"):
+        raise TypeError(f"{op}(): argument '{name}' must be float, not {type(value).__name__}")
+    return float(value)
 
 
 def pair(op: str, name: str, value: int | Sequence[int]) -> tuple[int, int]:
@@ -38,12 +48,19 @@ def positive(op: str, name: str, value: tuple[int, int]) -> tuple[int, int]:
     if value[0] <= 0 or value[1] <= 0:
         should = "should not be zero" if 0 in value else "should be positive"
         raise RuntimeError(f"{op}: {name} {should}, got {value}")
-    return value
+    return _countable(op, name, value)
 
 
 def non_negative(op: str, name: str, value: tuple[int, int]) -> tuple[int, int]:
     if value[0] < 0 or value[1] < 0:
         raise RuntimeError(f"{op}: {name} must be non-negative, got {value}")
+    return _countable(op, name, value)
+
+
+def _countable(op: str, name: str, value: tuple[int, int]) -> tuple[int, int]:
+    """The pair, if products of two such numbers fit 64 bits."""
+    if max(value) >= 2**31:
+        raise RuntimeError(f"{op}: {name} must be less than 2**31, got {value}")
     return value
 
 
@@ -90,14 +107,49 @@ def same_dtype(op: str, **tensors: Tensor | None) -> None:
         raise RuntimeError(f"{op}: expected all tensors to have the same dtype, but got {listed}")
 
 
-def autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+def autocasts(device_type: str) -> bool:
+    """Whether autocast is on for a device type ('meta' knows no autocast)."""
+    return device_type in ("cpu", "cuda") and torch.is_autocast_enabled(device_type)
+
+
+def autocast(x: Tensor, *others: Tensor | None) -> tuple[Tensor | None, ...]:
     """The floating-point tensors in autocast's low precision, where autocast is on (fp64 stays)."""
-    first = next(t for t in tensors if t is not None)
-    device = first.device.type
-    if not torch.is_autocast_enabled(device):
-        return tensors
-    dtype = torch.get_autocast_dtype(device)
+    if not autocasts(x.device.type):
+        return x, *others
+    dtype = torch.get_autocast_dtype(x.device.type)
     return tuple(
         t.to(dtype) if t is not None and t.is_floating_point() and t.dtype is not torch.float64 else t
-        for t in tensors
+        for t in (x, *others)
     )
+
+
+class _Unequal(tuple):  # type: ignore[type-arg]
+    """A cache key that equals nothing but itself: (2.0, 2) must not find the entry of (2, 2)."""
+
+    __slots__ = ()
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+
+def hashable(value: Any) -> Any:
+    """A number or sequence as a key for the caches of options. Numbers that can change or that do not
+    hash (a tensor's or numpy's) become plain ones here."""
+    if isinstance(value, (tuple, list)):
+        if all(type(v) is int or v is None for v in value):
+            return tuple(value)
+        return _Unequal(hashable(v) for v in value)
+    if value is None or isinstance(value, (int, float, str)):
+        return value
+    try:
+        return operator.index(value)
+    except TypeError:
+        return _Unequal([value])
+
+
+def allocatable(op: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of a result, if its elements can be counted; torch raises RuntimeError too."""
+    if math.prod(shape) >= 2**62:
+        raise RuntimeError(
+            f"{op}: the result would have shape {tuple(shape)}, more elements than can be counted"
+        )
+    return shape

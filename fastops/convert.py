@@ -11,10 +11,25 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from fastops import modules
 from fastops.arguments import FLOATING
+from fastops.backends import choose
 
 # torch's class → fastops' class: the modules that the package has.
 SWAPS: dict[type[nn.Module], type[nn.Module]] = {
     getattr(modules, name).__base__: getattr(modules, name) for name in modules.__all__
+}
+# The raw op that a layer's forward runs: whether a device has it decides whether the layer is swapped.
+RAW_OPS = {
+    nn.Conv2d: "conv",
+    nn.ConvTranspose2d: "conv_input_grad",
+    nn.MaxPool2d: "max_pool",
+    nn.AdaptiveMaxPool2d: "max_pool",
+    nn.MaxUnpool2d: "max_unpool",
+    nn.AvgPool2d: "avg_pool",
+    nn.AdaptiveAvgPool2d: "avg_pool",
+    nn.BatchNorm2d: "batch_norm_apply",
+    nn.Upsample: "interpolate_weighted",
+    nn.UpsamplingBilinear2d: "interpolate_weighted",
+    nn.UpsamplingNearest2d: "interpolate_nearest",
 }
 BACK = {ours: theirs for theirs, ours in SWAPS.items()}
 UPSAMPLE_MODES = ("nearest", "nearest-exact", "bilinear", "bicubic", "area")  # of 4-d inputs
@@ -77,7 +92,7 @@ def _set_class(module: nn.Module, kind: type[nn.Module]) -> None:
     module.__class__ = kind
 
 
-def _obstacle(module: nn.Module, kind: type[nn.Module]) -> str | None:
+def _obstacle(module: nn.Module, kind: type[nn.Module], device: str) -> str | None:
     """Why a module of a torch class that fastops has a layer for, or a subclass, cannot be swapped."""
     if kind in BACK:
         return f"it is fastops.{kind.__name__} already"
@@ -92,6 +107,10 @@ def _obstacle(module: nn.Module, kind: type[nn.Module]) -> str | None:
     for name, p in module.named_parameters(recurse=False):
         if p.dtype not in FLOATING:
             return f"{name} is {p.dtype}, which fastops has no kernels for"
+    try:
+        choose(RAW_OPS[kind], device)
+    except NotImplementedError:
+        return f"the model is on {device}, which fastops has no {RAW_OPS[kind]} kernel for"
     mode = getattr(module, "mode", None)
     if isinstance(module, nn.Upsample) and mode not in UPSAMPLE_MODES:
         return f"mode {mode!r} is not one of {', '.join(UPSAMPLE_MODES)}"
@@ -116,6 +135,7 @@ def convert(
     included = None if include is None else _selection(model, include)
     excluded = None if exclude is None else _selection(model, exclude)
     report, unknown = ConversionReport(), Counter[str]()
+    device = next((p.device.type for p in model.parameters()), "cpu")
     for name, module in model.named_modules():
         kind = _plain_class(module)
         if not isinstance(module, tuple(SWAPS)):
@@ -125,7 +145,7 @@ def convert(
             report.left[name] = "not in include"
         elif excluded is not None and excluded(name, module):
             report.left[name] = "in exclude"
-        elif (why := _obstacle(module, kind)) is not None:
+        elif (why := _obstacle(module, kind, device)) is not None:
             report.left[name] = why
         else:
             _set_class(module, SWAPS[kind])

@@ -56,9 +56,11 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.fixture
 def threads() -> Iterator[None]:
-    """Restores torch's number of threads after a test that sets it."""
+    """For tests that set torch's number of threads: restores it, and has small cases use them too."""
     before = torch.get_num_threads()
+    _C.set_min_work_per_thread(1)
     yield
+    _C.set_min_work_per_thread(16384)
     torch.set_num_threads(before)
 
 

@@ -84,19 +84,19 @@ def test_gradcheck(case: Case, channels_last: bool, backend: str) -> None:
         return result if isinstance(result, Tensor) else result[0]
 
     inputs = [arguments[i].clone().requires_grad_() for i in wrt]
-    assert torch.autograd.gradcheck(function, inputs, fast_mode=True)
+    assert torch.autograd.gradcheck(function, inputs, fast_mode=True, check_forward_ad=True)
     assert torch.autograd.gradgradcheck(function, inputs, fast_mode=True)
 
 
 @every_layout
 @every_case
 def test_repeatable(case: Case, channels_last: bool, backend: str, threads: None) -> None:
-    """Equal bit for bit from run to run, on one thread and on two, in backward too."""
+    """Equal bit for bit from run to run, on one thread and on two or three, in backward too."""
     arguments = case.arguments(torch.float32, channels_last, device_of(backend))
     shape = run(G, case, arguments, None)[0][0].shape
     dy = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     results = []
-    for count in (1, 2, 2):
+    for count in (1, 2, 3, 3):
         torch.set_num_threads(count)
         outputs, grads = run(G, case, arguments, dy)
         results.append([*outputs, *grads])

@@ -328,3 +328,12 @@ def test_fusing_conv_and_bn() -> None:
     fused = fuse_conv_bn_eval(model[0], model[1])
     assert type(fused) is fastops.Conv2d
     assert torch.allclose(fused(x), expected, atol=1e-5)
+
+
+def test_every_layer_has_its_raw_op() -> None:
+    """The table by which convert knows whether a device has kernels for a layer."""
+    from fastops import _C
+    from fastops.convert import RAW_OPS, SWAPS
+
+    assert RAW_OPS.keys() == SWAPS.keys()
+    assert all(hasattr(_C.cpu_baseline, op) for op in RAW_OPS.values())

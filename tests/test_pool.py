@@ -206,7 +206,7 @@ def test_index_out_of_range(bad: int, memory_format: torch.memory_format, backen
     indices[1, 4, 2, 2] = bad
     with pytest.raises(RuntimeError, match="index"):
         G.max_unpool2d(x, indices, 2)
-    params, shape, _ = max_pool.unpool_plan(x.shape, (6, 6), x.dtype, memory_format is layout.CHANNELS_LAST)
+    params, shape = max_pool.unpool_plan(x.shape, (6, 6), x.dtype, memory_format is layout.CHANNELS_LAST)
     y = torch.full(shape, 7.0).contiguous(memory_format=memory_format)
     with pytest.raises(RuntimeError, match="index"):
         launch("max_unpool", params, x, indices, y)
@@ -215,8 +215,11 @@ def test_index_out_of_range(bad: int, memory_format: torch.memory_format, backen
 
 def test_scratch_is_a_bit_per_output() -> None:
     params = dict(dtype=_C.DType.f32, n=2, c=9, in_=(1, 2, 2), out=(1, 10, 13))
-    assert _C.unpool_scratch_bytes(_C.UnpoolParams(**params)) == 2 * 9 * 3 * 8
-    assert _C.unpool_scratch_bytes(_C.UnpoolParams(channels_last=True, **params)) == 2 * 130 * 2
+    assert _C.cpu_baseline.max_unpool_adjoint_workspace(_C.UnpoolParams(**params), 1) == 2 * 9 * 3 * 8
+    assert (
+        _C.cpu_baseline.max_unpool_adjoint_workspace(_C.UnpoolParams(channels_last=True, **params), 1)
+        == 2 * 130 * 2
+    )
 
 
 # ---- errors -------------------------------------------------------------------------------------

@@ -88,6 +88,7 @@ void fill_band(const Band& b, const TapAxes& a, const Extent& size, bool channel
                int64_t i, Acc<T>* to) {
   int64_t channel[kChannelBlock];
   for (int64_t c = 0; c < count; ++c) channel[c] = map(r0 + c, i);
+  const T* past = image + volume(size) * channels;  // the end of the image
   const bool identity = map.inner == 1 && map.outer == 1;
   const int64_t begin = imax(0, -b.min_w), end = imax(begin, imin(b.width, size.w - b.min_w));
   for (int64_t td = 0; td < a.d.taps; ++td) {
@@ -111,6 +112,13 @@ void fill_band(const Band& b, const TapAxes& a, const Extent& size, bool channel
         zero_row(out + end * b.block, b.row_stride - end * b.block);
       } else {
         const T* line = image + channel[0] * volume(size) + (d * size.h + h) * size.w + b.min_w;
+        if (a.w.step == 1 && past - line >= end + kLanes<Acc<T>>) {
+          // Whole vectors; what they read past the row is overwritten by the padding.
+          zero_row(out, begin);
+          for (int64_t w = begin; w < end; w += kLanes<Acc<T>>) store(out + w, load(line + w));
+          zero_row(out + end, b.row_stride - end);
+          continue;
+        }
         zero_row(out, b.row_stride);
         for (int64_t phase = 0; phase < a.w.step; ++phase) {
           const int64_t w0 = begin + (phase - begin % a.w.step + a.w.step) % a.w.step;

@@ -79,10 +79,6 @@ struct Banded {
   }
 };
 
-// Integers as wide as A, for lane numbers.
-template <typename A>
-using Index = std::conditional_t<sizeof(A) == 8, int64_t, int32_t>;
-
 // A banded matrix over rows of pixels of few channels, turned so that a vector holds neighbouring
 // result elements: element e = r · channels + c takes its tap k from
 // source element origin[e / lanes] + offset[e] + k · channels, with weight[k · padded + e].
@@ -93,7 +89,7 @@ struct Lanes {
   int64_t taps;
   bool near;  // every offset is less than the lanes of a vector: a permutation of one load serves
   int64_t* origin;
-  Index<A>* offset;
+  LaneNumber<A>* offset;
   A* weight;
 
   Lanes(const Banded<A>& m, int64_t channels, Arena& arena)
@@ -102,7 +98,7 @@ struct Lanes {
         taps(m.taps),
         near(true),
         origin(arena.take<int64_t>(padded)),
-        offset(arena.take<Index<A>>(padded)),
+        offset(arena.take<LaneNumber<A>>(padded)),
         weight(arena.take<A>(padded * taps)) {}
 
   void fill(const Banded<A>& m, int64_t channels) {
@@ -116,7 +112,7 @@ struct Lanes {
       for (int64_t e = g; e < g + L; ++e) {
         const int64_t r = e / channels;
         const bool inside = e < elements;
-        offset[e] = inside ? static_cast<Index<A>>(m.begin[r] * channels + e % channels - least) : 0;
+        offset[e] = inside ? static_cast<LaneNumber<A>>(m.begin[r] * channels + e % channels - least) : 0;
         near = near && offset[e] < L;
         for (int64_t k = 0; k < taps; ++k)
           weight[k * padded + e] = inside ? m.weight[r * m.stride + k] : A(0);

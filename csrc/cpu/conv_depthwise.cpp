@@ -14,8 +14,6 @@ namespace fastops {
 namespace cpu {
 namespace {
 
-int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
-
 // Fewer tasks than this: images are split into ranges of rows in the weight gradient.
 constexpr int64_t kMinTasks = 16;
 

@@ -11,9 +11,16 @@ namespace cpu {
 // Every group has one input channel.
 FASTOPS_INLINE bool is_depthwise(const ConvParams& p) { return p.groups == p.c && p.c > 1; }
 
+// A band holds all rows and columns that a window spans, read or not: not worth it for wide dilations.
+FASTOPS_INLINE bool short_spans(const ConvParams& p) {
+  return (p.kernel.d - 1) * p.dilation.d < 128 && (p.kernel.h - 1) * p.dilation.h < 128 &&
+         (p.kernel.w - 1) * p.dilation.w < 128;
+}
+
 // Served by depthwise_conv: depthwise, or, in channels_last, groups so small that a matrix product would
 // leave most lanes of a vector of result channels empty.
 FASTOPS_INLINE bool few_channels_per_group(const ConvParams& p) {
+  if (!short_spans(p)) return false;
   return is_depthwise(p) || (p.channels_last && p.groups > 1 && p.c / p.groups <= 8 && p.k / p.groups <= 8);
 }
 

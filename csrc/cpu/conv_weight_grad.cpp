@@ -19,8 +19,6 @@ namespace fastops {
 namespace cpu {
 namespace {
 
-int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
-
 // Positions of a block: as deep as a tile goes.
 template <typename A>
 constexpr int64_t kPositions = kTileDepth<A>;
@@ -71,7 +69,8 @@ int64_t partial_elements(const TapConv& t, const Division& d) {
 // Of one thread: packed dy, then packed x.
 template <typename A>
 int64_t scratch_elements(const Division& d, bool channels_last) {
-  const int64_t dy = kPositions<A> * (channels_last ? d.row_chunk : d.column_chunk);
+  // Vector stores of dy may reach past its last element.
+  const int64_t dy = kPositions<A> * (channels_last ? d.row_chunk : d.column_chunk) + kLanes<A>;
   const int64_t x = channels_last ? kPositions<A> * kTileColumns<A> : kTileRows * kRowStride<A>;
   return round_up(dy, 16) + round_up(x, 16);
 }
@@ -95,9 +94,17 @@ void pack_dy(const Call<T>& call, int64_t g, int64_t o0, int64_t o1, int64_t beg
     Acc<T>* out = to + (o - o0) * depth;
     const int64_t count = imin(unit, o1 - o);
     if (t.p->channels_last) {
+      // Whole vectors, each overwriting the surplus lanes of the one before; one by one where a vector
+      // would reach past the tensor.
       const T* from = call.dy + begin * channels + g * t.outer + o;
-      for (int64_t i = 0; i < depth; ++i)
-        for (int64_t u = 0; u < count; ++u) out[i * unit + u] = to_acc(from[i * channels + u]);
+      const T* past = call.dy + t.p->n * plane * channels;
+      constexpr int64_t L = kLanes<Acc<T>>;
+      const int64_t lanes = round_up(count, L);
+      for (int64_t i = 0; i < depth; ++i, from += channels)
+        if (past - from >= lanes)
+          for (int64_t u = 0; u < lanes; u += L) store(out + i * unit + u, load(from + u));
+        else
+          for (int64_t u = 0; u < count; ++u) out[i * unit + u] = to_acc(from[u]);
     } else {
       for (int64_t u = 0; u < count; ++u)
         for (int64_t at = begin; at < end;) {
@@ -184,7 +191,7 @@ void run_task(const Call<T>& call, const Division& div, int64_t g, int64_t row0,
   const int64_t row1 = imin(row0 + div.row_chunk, div.rows);
   const int64_t column1 = imin(column0 + div.column_chunk, div.columns);
   A* dy = scratch;
-  A* x = scratch + round_up(kPositions<A> * (last ? div.row_chunk : div.column_chunk), 16);
+  A* x = scratch + round_up(kPositions<A> * (last ? div.row_chunk : div.column_chunk) + kLanes<A>, 16);
 
   for (int64_t block = split * div.blocks_per_split; block < (split + 1) * div.blocks_per_split; ++block) {
     const int64_t begin = block * kPositions<A>, end = imin(begin + kPositions<A>, positions);
@@ -196,7 +203,8 @@ void run_task(const Call<T>& call, const Division& div, int64_t g, int64_t row0,
     // One tile: rows[m][k · row_step] times the panel.
     const auto multiply = [&](int64_t row, int64_t column, const A* rows, int64_t row_stride,
                               int64_t row_step, const A* panel) {
-      with_tile(imin(kTileRows, row1 - row), kTileVectors, [&](auto r, auto v) {
+      const int64_t vectors = ceil_div(imin(nr, column1 - column), kLanes<A>);
+      with_tile(imin(kTileRows, row1 - row), vectors, [&](auto r, auto v) {
         constexpr int R = decltype(r)::value, V = decltype(v)::value;
         Tile<R, V, A> tile;
         RowSet<A> a_rows;
@@ -330,7 +338,7 @@ void run_bias_grad(const ConvParams& p, const T* dy, T* db, int threads) {
 
 template <>
 int64_t conv_weight_grad_workspace<kIsa>(const ConvParams& p, int threads) {
-  if (is_depthwise(p)) return depthwise_weight_grad_workspace<kIsa>(p, threads);
+  if (is_depthwise(p) && short_spans(p)) return depthwise_weight_grad_workspace<kIsa>(p, threads);
   int64_t bytes = 0;
   dispatch_floating(p.dtype, [&](auto type) {
     using A = Acc<typename decltype(type)::type>;
@@ -346,7 +354,7 @@ int64_t conv_weight_grad_workspace<kIsa>(const ConvParams& p, int threads) {
 template <>
 void conv_weight_grad<kIsa>(const ConvParams& p, const void* dy, const void* x, void* dw, void* workspace,
                             int threads) {
-  if (is_depthwise(p)) return depthwise_weight_grad<kIsa>(p, dy, x, dw, workspace, threads);
+  if (is_depthwise(p) && short_spans(p)) return depthwise_weight_grad<kIsa>(p, dy, x, dw, workspace, threads);
   dispatch_floating(p.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     run(p, static_cast<const T*>(dy), static_cast<const T*>(x), static_cast<T*>(dw),

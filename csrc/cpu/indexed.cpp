@@ -153,8 +153,8 @@ void max_unpool<kIsa>(const UnpoolParams& p, const void* x, const void* indices,
 }
 
 template <>
-void max_unpool_adjoint<kIsa>(const UnpoolParams& p, const void* dy, const void* indices, void* scratch,
-                              void* dx, int threads) {
+void max_unpool_adjoint<kIsa>(const UnpoolParams& p, const void* dy, const void* indices, void* dx,
+                              void* workspace, int threads) {
   const int64_t in = volume(p.in), out = volume(p.out);
   if (out == 0 || in == 0) return;
   const int64_t* where = static_cast<const int64_t*>(indices);
@@ -169,10 +169,10 @@ void max_unpool_adjoint<kIsa>(const UnpoolParams& p, const void* dy, const void*
       const int64_t* index = where + plane * in * walk.stride + c;
       const bool good =
           walk.stride == 1
-              ? take_plane(from, index, in, static_cast<uint64_t*>(scratch) + plane * ((out + 63) / 64), to,
+              ? take_plane(from, index, in, static_cast<uint64_t*>(workspace) + plane * ((out + 63) / 64), to,
                            out)
               : take_pixels(from, index, in,
-                            static_cast<uint8_t*>(scratch) + plane * out * ((walk.stride + 7) / 8) + c / 8,
+                            static_cast<uint8_t*>(workspace) + plane * out * ((walk.stride + 7) / 8) + c / 8,
                             to, out, walk.stride, imin(walk.channel_block, walk.stride - c));
       if (!good) inside.store(false);
     });

@@ -16,7 +16,6 @@ namespace fastops {
 namespace cpu {
 namespace {
 
-constexpr int kSlots = 64;           // row buffers, so also the most threads
 constexpr int64_t kMostTurned = 16;  // taps up to which neighbouring results share a vector
 
 // Everything one call needs besides its tensors, laid out in the workspace.
@@ -33,7 +32,7 @@ struct Work {
   int64_t buffer;   // elements of a row buffer: a source row and zeros beyond, which taps of weight 0 read
   A* buffers;
 
-  Work(const InterpolateParams& p, bool adjoint, Arena& arena)
+  Work(const InterpolateParams& p, bool adjoint, int threads, Arena& arena)
       : channels(p.channels_last ? p.c : 1),
         rows(axis_h(p), adjoint, arena),
         columns(axis_w(p), adjoint, arena),
@@ -44,7 +43,7 @@ struct Work {
         sparse(channels >= kLanes<A> && 2 * columns.results * columns.taps <= columns.sources),
         pixels(arena.take<int64_t>(columns.results)),
         buffer(padded_to_vector<A>(row + columns.stride * channels) + 2 * kWidest<A>),
-        buffers(arena.take<A>(buffer * kSlots)) {}
+        buffers(arena.take<A>(buffer * threads)) {}
 
   void fill(const InterpolateParams& p, bool adjoint) {
     rows.fill(axis_h(p), adjoint);
@@ -226,11 +225,11 @@ void apply(const InterpolateParams& p, bool adjoint, const T* x, T* y, void* wor
   const int64_t planes = p.channels_last ? p.n : p.n * p.c;
   if (planes == 0) return;
   Arena arena(workspace);
-  Work<A> work(p, adjoint, arena);
+  Work<A> work(p, adjoint, threads, arena);
   work.fill(p, adjoint);
   const int64_t channels = work.channels, results = work.rows.results;
   const int64_t cost = work.row * work.rows.taps + work.columns.results * channels * work.columns.taps;
-  parallel_for(imin(threads, kSlots), planes * results, ceil_div(cost, 4), [&](int64_t task, int slot) {
+  parallel_for(threads, planes * results, ceil_div(cost, 4), [&](int64_t task, int slot) {
     const int64_t plane = task / results, r = task % results;
     A* buffer = work.buffers + slot * work.buffer;
     const T* from = x + (plane * work.rows.sources + work.rows.begin[r]) * work.row;
@@ -255,6 +254,16 @@ void apply(const InterpolateParams& p, bool adjoint, const T* x, T* y, void* wor
   });
 }
 
+int64_t workspace_bytes(const InterpolateParams& p, bool adjoint, int threads) {
+  check(p);
+  Arena arena(nullptr);
+  if (p.dtype == DType::kF64)
+    Work<double>(p, adjoint, threads, arena);
+  else
+    Work<float>(p, adjoint, threads, arena);
+  return arena.used();
+}
+
 }  // namespace
 
 template <>
@@ -276,14 +285,13 @@ void interpolate_weighted_adjoint<kIsa>(const InterpolateParams& p, const void* 
 }
 
 template <>
-int64_t interpolate_workspace<kIsa>(const InterpolateParams& p, bool adjoint) {
-  check(p);
-  Arena arena(nullptr);
-  if (p.dtype == DType::kF64)
-    Work<double>(p, adjoint, arena);
-  else
-    Work<float>(p, adjoint, arena);
-  return arena.used();
+int64_t interpolate_weighted_workspace<kIsa>(const InterpolateParams& p, int threads) {
+  return workspace_bytes(p, false, threads);
+}
+
+template <>
+int64_t interpolate_weighted_adjoint_workspace<kIsa>(const InterpolateParams& p, int threads) {
+  return workspace_bytes(p, true, threads);
 }
 
 }  // namespace cpu

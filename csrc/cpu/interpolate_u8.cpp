@@ -95,8 +95,6 @@ void along(const FixedPoint& m, int64_t channels, const uint8_t* x, int64_t widt
             m.precision, channels, y + r * channels);
 }
 
-constexpr int kSlots = 64;  // rows of scratch, so also the most threads
-
 struct Work {
   FixedPoint rows;
   FixedPoint columns;
@@ -104,12 +102,12 @@ struct Work {
   int64_t width;     // of a row taken apart, with room for taps of weight 0 beyond its end
   int16_t* apart;
 
-  Work(const InterpolateParams& p, Arena& arena)
+  Work(const InterpolateParams& p, int threads, Arena& arena)
       : rows(axis_h(p), arena),
         columns(axis_w(p), arena),
         between(arena.take<uint8_t>(p.n * p.c * p.in.h * p.out.w)),
         width(p.in.w + columns.matrix.stride),
-        apart(arena.take<int16_t>(width * kFew * kSlots)) {}
+        apart(arena.take<int16_t>(width * kFew * threads)) {}
 };
 
 }  // namespace
@@ -122,17 +120,16 @@ void interpolate_weighted_u8<kIsa>(const InterpolateParams& p, const void* x, vo
   const int64_t planes = p.channels_last ? p.n : p.n * p.c, channels = p.channels_last ? p.c : 1;
   if (planes == 0) return;
   Arena arena(workspace);
-  Work work(p, arena);
+  Work work(p, threads, arena);
   work.rows.fill(axis_h(p));
   work.columns.fill(axis_w(p));
   const uint8_t* from = static_cast<const uint8_t*>(x);
   uint8_t* to = static_cast<uint8_t*>(y);
   const int64_t row = p.out.w * channels;
-  parallel_for(imin(threads, kSlots), planes * p.in.h, row * work.columns.matrix.taps,
-               [&](int64_t task, int slot) {
-                 along(work.columns, channels, from + task * p.in.w * channels, work.width,
-                       work.apart + slot * work.width * kFew, work.between + task * row);
-               });
+  parallel_for(threads, planes * p.in.h, row * work.columns.matrix.taps, [&](int64_t task, int slot) {
+    along(work.columns, channels, from + task * p.in.w * channels, work.width,
+          work.apart + slot * work.width * kFew, work.between + task * row);
+  });
   parallel_for(threads, planes * p.out.h, row * work.rows.matrix.taps / 4, [&](int64_t task, int) {
     const int64_t plane = task / p.out.h, r = task % p.out.h;
     combine(work.between + (plane * p.in.h + work.rows.matrix.begin[r]) * row, row,
@@ -142,9 +139,9 @@ void interpolate_weighted_u8<kIsa>(const InterpolateParams& p, const void* x, vo
 }
 
 template <>
-int64_t interpolate_u8_workspace<kIsa>(const InterpolateParams& p) {
+int64_t interpolate_weighted_u8_workspace<kIsa>(const InterpolateParams& p, int threads) {
   Arena arena(nullptr);
-  Work(p, arena);
+  Work(p, threads, arena);
   return arena.used();
 }
 

@@ -71,7 +71,7 @@ inline Best<Vec<Acc<T>>, Mask<Acc<T>>> best_of_column(const Taps<T>& rows, int64
     for (int64_t h = 0; h < rows.height; ++h) {
       const int64_t from = d * rows.depth_step + h * rows.height_step;
       const Vec<A> v = load_some(rows.first + from + column, count);
-      update(best, v, Mask<A>{} + static_cast<Index<A>>(from));
+      update(best, v, Mask<A>{} + static_cast<LaneNumber<A>>(from));
     }
   if (rows.depth * rows.height == 0) best.where += kNowhere;
   return best;
@@ -88,7 +88,7 @@ template <typename T, typename P>
 void max_rows(const PoolParams& p, const Columns& columns, const T* x, T* y, P* positions, int64_t begin,
               int64_t end) {
   using A = Acc<T>;
-  using I = Index<A>;
+  using I = LaneNumber<A>;
   RowBuffer<A> row_buffer, phase_buffer;
   RowBuffer<I> row_where, phase_where;
   const int64_t reach = (p.kernel.w - 1) * p.dilation.w;
@@ -140,7 +140,7 @@ void max_rows(const PoolParams& p, const Columns& columns, const T* x, T* y, P* 
 template <typename T, typename P>
 void max_rows_by_window(const PoolParams& p, const T* x, T* y, P* positions, int64_t begin, int64_t end) {
   using A = Acc<T>;
-  using I = Index<A>;
+  using I = LaneNumber<A>;
   RowBuffer<A> row;
   RowBuffer<I> row_where;
   const bool columns_first = p.in.w <= kRowElements && (p.adaptive || p.kernel.w >= p.stride.w);
@@ -188,9 +188,9 @@ inline void max_pixel(const PoolParams& p, const Taps<T>& taps, int64_t c, const
     for (int64_t h = 0; h < taps.height; ++h) {
       const T* from = taps.first + d * taps.depth_step + h * taps.height_step + c;
       Mask<A> where =
-          Mask<A>{} + static_cast<Index<A>>((d * p.dilation.d * p.in.h + h * p.dilation.h) * p.in.w);
+          Mask<A>{} + static_cast<LaneNumber<A>>((d * p.dilation.d * p.in.h + h * p.dilation.h) * p.in.w);
       for (int64_t w = 0; w < taps.width;
-           ++w, from += taps.width_step, where += static_cast<Index<A>>(p.dilation.w))
+           ++w, from += taps.width_step, where += static_cast<LaneNumber<A>>(p.dilation.w))
         for (int u = 0; u < vectors; ++u)
           update(best[u], guarded ? load_before(from + u * lanes, x_end) : load(from + u * lanes), where);
     }

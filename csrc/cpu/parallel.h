@@ -11,9 +11,6 @@ namespace fastops {
 namespace cpu {
 namespace {
 
-// Below this many elementary steps (about 10 µs of work) another thread costs more than it brings.
-constexpr int64_t kMinWorkPerThread = 16384;
-
 // Calls f(task, slot) for each task in [0, tasks), on up to `threads` threads. `slot` < threads tells
 // the threads apart, for per-thread scratch. `work` estimates the elementary steps (loads, multiply-
 // adds) of one task.
@@ -25,7 +22,7 @@ constexpr int64_t kMinWorkPerThread = 16384;
 template <typename F>
 void parallel_for(int threads, int64_t tasks, int64_t work, F f) {
   if (tasks <= 0) return;
-  const int64_t useful = imin(imin(threads, tasks), 1 + tasks * imax(work, 1) / kMinWorkPerThread);
+  const int64_t useful = imin(imin(threads, tasks), 1 + tasks * imax(work, 1) / min_work_per_thread());
   if (useful <= 1) {
     for (int64_t task = 0; task < tasks; ++task) f(task, 0);
     return;

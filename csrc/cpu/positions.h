@@ -22,10 +22,6 @@ void dispatch_positions(IndexType type, F f) {
   throw std::invalid_argument("fastops: positions are int64 or int32");
 }
 
-// A lane as wide as an A.
-template <typename A>
-using Index = std::conditional_t<sizeof(A) == 8, int64_t, int32_t>;
-
 // The first `count` lanes, as they are.
 template <typename E, typename M>
 inline void store_lanes(E* p, M v, int64_t count) {

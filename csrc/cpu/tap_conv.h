@@ -46,7 +46,11 @@ inline int64_t weight_group(const TapConv& t, int64_t g) {
   return g * (t.p->k / t.p->groups) * (t.p->c / t.p->groups) * volume(t.p->kernel);
 }
 
-inline int64_t phases(const TapConv& t) { return t.input_grad ? volume(t.p->stride) : 1; }
+// Stride phases of the input gradient along each axis; those beyond the input are empty.
+inline Extent phase_extent(const ConvParams& p) {
+  return {imin(p.stride.d, p.in.d), imin(p.stride.h, p.in.h), imin(p.stride.w, p.in.w)};
+}
+inline int64_t phases(const TapConv& t) { return t.input_grad ? volume(phase_extent(*t.p)) : 1; }
 
 inline TapAxes tap_axes(const TapConv& t, int64_t phase) {
   const ConvParams& p = *t.p;
@@ -54,8 +58,8 @@ inline TapAxes tap_axes(const TapConv& t, int64_t phase) {
     return {forward_taps(p.in.d, p.out.d, p.kernel.d, p.stride.d, p.pad.d, p.dilation.d),
             forward_taps(p.in.h, p.out.h, p.kernel.h, p.stride.h, p.pad.h, p.dilation.h),
             forward_taps(p.in.w, p.out.w, p.kernel.w, p.stride.w, p.pad.w, p.dilation.w)};
-  const int64_t fw = phase % p.stride.w, fh = phase / p.stride.w % p.stride.h,
-                fd = phase / p.stride.w / p.stride.h;
+  const Extent e = phase_extent(p);
+  const int64_t fw = phase % e.w, fh = phase / e.w % e.h, fd = phase / e.w / e.h;
   return {input_grad_taps(p.in.d, p.out.d, p.kernel.d, p.stride.d, p.pad.d, p.dilation.d, fd),
           input_grad_taps(p.in.h, p.out.h, p.kernel.h, p.stride.h, p.pad.h, p.dilation.h, fh),
           input_grad_taps(p.in.w, p.out.w, p.kernel.w, p.stride.w, p.pad.w, p.dilation.w, fw)};

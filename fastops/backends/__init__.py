@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -45,20 +46,21 @@ BACKENDS: dict[str, Callable[[str], Launcher | None]] = {
 # Which backends may serve a device type, best first.
 CANDIDATES: dict[str, list[str]] = {"cpu": ["cpu"], "cuda": ["cuda"]}
 
-_forced: str | None = None
+# Per thread (and per task of asyncio). Backward passes on CPU tensors run in the thread that asks for
+# them; on a GPU autograd has threads of its own, which a forced backend does not reach.
+_forced: ContextVar[str | None] = ContextVar("fastops_backend", default=None)
 
 
 @contextmanager
 def backend(name: str) -> Iterator[None]:
     """Within this context every call is served by the backend of that name, or raises."""
-    global _forced
     if name not in BACKENDS:
         raise ValueError(f"unknown backend {name!r}; there are {sorted(BACKENDS)}")
-    previous, _forced = _forced, name
+    token = _forced.set(name)
     try:
         yield
     finally:
-        _forced = previous
+        _forced.reset(token)
 
 
 @lru_cache(maxsize=1024)
@@ -80,14 +82,14 @@ def _choose(op: str, device_type: str, forced: str | None) -> Choice:
 
 def choose(op: str, device_type: str) -> Choice:
     """Which backend serves a raw op on a device type ('cpu', 'cuda', 'meta'), and why."""
-    return _choose(op, device_type, _forced)
+    return _choose(op, device_type, _forced.get())
 
 
 def launch(op: str, params: Any, *tensors: Tensor | None) -> None:
-    """Runs a raw op. The first tensor tells the device; empty outputs (the last tensor) need no work."""
+    """Runs a raw op on tensors that are all on the first one's device."""
     first = tensors[0]
     assert first is not None
-    launcher = _choose(op, first.device.type, _forced).launcher
+    launcher = _choose(op, first.device.type, _forced.get()).launcher
     if launcher is not None:
         launcher(params, *tensors)
 

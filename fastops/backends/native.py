@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import re
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,9 @@ def _share_openmp() -> str | None:
         lines = Path("/proc/self/maps").read_text().splitlines()
     except OSError:
         return None
-    paths = {line.split()[-1] for line in lines if re.search(r"/lib(gomp|iomp5|omp)[-.][^/]*$", line)}
+    paths = {
+        line.split(maxsplit=5)[5] for line in lines if re.search(r"/lib(gomp|iomp5|omp)[-.][^/]*$", line)
+    }
     # Where there are several, torch's own is the one in its folder.
     for path in sorted(paths, key=lambda p: ("/torch/lib/" not in p and "/torch.libs/" not in p, p)):
         try:
@@ -46,21 +49,37 @@ def _address(t: Tensor | None) -> int:
     return 0 if t is None else t.data_ptr()
 
 
+# Scratch memory kept for the next call, per thread: fresh pages cost more than many a kernel (a
+# convolution's packed weights are megabytes, and the allocator returns such blocks to the system).
+_KEEP = 64 << 20
+_scratch = threading.local()
+
+
+def _workspace(size: int) -> Tensor:
+    """At least `size` bytes that nobody else on this thread uses during the call."""
+    kept: Tensor | None = getattr(_scratch, "tensor", None)
+    if kept is None or kept.numel() < size:
+        kept = torch.empty(size, dtype=torch.uint8, device="cpu")
+        if size <= _KEEP:
+            _scratch.tensor = kept
+    return kept
+
+
 def cpu_launcher(op: str, isa: str = ISA) -> Callable[..., None] | None:
-    """Runs the op's CPU kernel on torch's number of threads, with scratch memory if it wants any."""
+    """Runs the op's CPU kernel on torch's number of threads."""
     kernels = getattr(_C, f"cpu_{isa}")
     kernel = getattr(kernels, op, None)
     workspace_bytes = getattr(kernels, f"{op}_workspace", None)
     if kernel is None:
         return None
 
-    def launch_with_workspace(params: Any, *tensors: Tensor | None) -> None:
-        threads = torch.get_num_threads()
-        scratch = torch.empty(workspace_bytes(params, threads), dtype=torch.uint8)
-        kernel(params, *map(_address, tensors), scratch.data_ptr(), threads)
-
     def launch(params: Any, *tensors: Tensor | None) -> None:
         kernel(params, *map(_address, tensors), torch.get_num_threads())
+
+    def launch_with_workspace(params: Any, *tensors: Tensor | None) -> None:
+        threads = torch.get_num_threads()
+        workspace = _workspace(workspace_bytes(params, threads))
+        kernel(params, *map(_address, tensors), workspace.data_ptr(), threads)
 
     return launch if workspace_bytes is None else launch_with_workspace
 

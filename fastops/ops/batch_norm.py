@@ -21,14 +21,10 @@ from fastops.ops.autograd import call
 
 
 class Plan(NamedTuple):
-    """What one call needs: the kernels' params, the accumulator's dtype, and bytes of workspace."""
+    """What one call needs: the kernels' params and the accumulator's dtype."""
 
     params: _C.BatchNormParams
     acc: torch.dtype
-    stats_bytes: int
-    apply_bytes: int
-    backward_bytes: int
-    double_backward_bytes: int
 
 
 @lru_cache(maxsize=4096)
@@ -56,14 +52,7 @@ def batch_norm_plan(
         momentum=momentum,
         eps=eps,
     )
-    return Plan(
-        params,
-        torch.float64 if dtype is torch.float64 else torch.float32,
-        _C.batch_norm_stats_workspace(params),
-        _C.batch_norm_apply_workspace(params),
-        _C.batch_norm_backward_workspace(params),
-        _C.batch_norm_double_backward_workspace(params),
-    )
+    return Plan(params, torch.float64 if dtype is torch.float64 else torch.float32)
 
 
 def _format_of(x: Tensor) -> torch.memory_format:
@@ -79,13 +68,8 @@ def _plan(
     return batch_norm_plan(x.shape, x.dtype, param_dtype, channels_last, training, *stats)
 
 
-def _workspace(x: Tensor, size: int) -> Tensor:
-    # fp64: the strictest alignment that a kernel wants.
-    return torch.empty(size // 8, dtype=torch.float64, device=x.device)
-
-
 def _contiguous(t: Tensor | None) -> Tensor | None:
-    return None if t is None else t.contiguous()
+    return None if t is None else layout.dense(t, layout.CONTIGUOUS)
 
 
 class BatchNormStats(torch.autograd.Function):
@@ -115,7 +99,6 @@ class BatchNormStats(torch.autograd.Function):
             *dense,
             mean,
             invstd,
-            _workspace(x, plan.stats_bytes),
         )
         if training:
             for running, copy in zip((running_mean, running_var), dense, strict=True):
@@ -159,7 +142,6 @@ class BatchNorm(torch.autograd.Function):
             mean,
             invstd,
             y,
-            _workspace(x, plan.apply_bytes),
         )
         return y
 
@@ -241,7 +223,6 @@ class BatchNormBackward(torch.autograd.Function):
             dx,
             dw,
             db,
-            _workspace(dy, plan.backward_bytes),
         )
         return dx, dw, db
 
@@ -321,7 +302,6 @@ class BatchNormDoubleBackward(torch.autograd.Function):
             gx,
             gw,
             gdy,
-            _workspace(like, plan.double_backward_bytes),
         )
         return gdy, gx, gw
 

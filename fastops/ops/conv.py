@@ -68,6 +68,15 @@ def result_format(x: Tensor, w: Tensor) -> torch.memory_format:
     return x_format if x_format is layout.CHANNELS_LAST else layout.format_of(w)
 
 
+def _tangent(first: Tensor | None, second: Tensor | None, b_t: Tensor | None, shape: Shape) -> Tensor:
+    """The derivative of a product along both factors: the sum of the parts that there are. The bias's
+    part is in the first of them, unless there is none."""
+    if first is None and second is None:
+        assert b_t is not None
+        return call(ConvBiasExpand, b_t, shape)
+    return first + second if first is not None and second is not None else first if second is None else second
+
+
 class Conv(torch.autograd.Function):
     """y = x ∗ w + b, of the given shape and layout."""
 
@@ -93,8 +102,21 @@ class Conv(torch.autograd.Function):
         x, w, _, ctx.spec, _, _ = inputs
         ctx.x_shape, ctx.w_shape = x.shape, w.shape
         ctx.x_format, ctx.w_format = layout.format_of(x), layout.format_of(w)
+        ctx.shape, ctx.memory_format = output.shape, layout.format_of(output)
         needs_x, needs_w = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
         ctx.save_for_backward(x if needs_w else None, w if needs_x else None)
+        ctx.save_for_forward(x, w)
+
+    @staticmethod
+    def jvp(ctx: Any, x_t: Tensor | None, w_t: Tensor | None, b_t: Tensor | None, *_: None) -> Tensor:
+        x, w = ctx.saved_tensors
+        like = ctx.spec, ctx.shape, ctx.memory_format
+        return _tangent(
+            None if x_t is None else call(Conv, x_t, w, b_t, *like),
+            None if w_t is None else call(Conv, x, w_t, b_t if x_t is None else None, *like),
+            b_t,
+            ctx.shape,
+        )
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
@@ -135,11 +157,23 @@ class ConvInputGrad(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
-        dy, w, _, ctx.spec, _, _ = inputs
+        dy, w, _, ctx.spec, ctx.shape, ctx.memory_format = inputs
         ctx.dy_shape, ctx.w_shape = dy.shape, w.shape
         ctx.dy_format, ctx.w_format = layout.format_of(dy), layout.format_of(w)
         needs_dy, needs_w = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
         ctx.save_for_backward(dy if needs_w else None, w if needs_dy else None)
+        ctx.save_for_forward(dy, w)
+
+    @staticmethod
+    def jvp(ctx: Any, dy_t: Tensor | None, w_t: Tensor | None, b_t: Tensor | None, *_: None) -> Tensor:
+        dy, w = ctx.saved_tensors
+        like = ctx.spec, ctx.shape, ctx.memory_format
+        return _tangent(
+            None if dy_t is None else call(ConvInputGrad, dy_t, w, b_t, *like),
+            None if w_t is None else call(ConvInputGrad, dy, w_t, b_t if dy_t is None else None, *like),
+            b_t,
+            ctx.shape,
+        )
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
@@ -167,11 +201,23 @@ class ConvWeightGrad(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
-        dy, x, ctx.spec, _, _ = inputs
+        dy, x, ctx.spec, ctx.shape, ctx.memory_format = inputs
         ctx.dy_shape, ctx.x_shape = dy.shape, x.shape
         ctx.dy_format, ctx.x_format = layout.format_of(dy), layout.format_of(x)
         needs_dy, needs_x = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
         ctx.save_for_backward(dy if needs_x else None, x if needs_dy else None)
+        ctx.save_for_forward(dy, x)
+
+    @staticmethod
+    def jvp(ctx: Any, dy_t: Tensor | None, x_t: Tensor | None, *_: None) -> Tensor:
+        dy, x = ctx.saved_tensors
+        like = ctx.spec, ctx.shape, ctx.memory_format
+        return _tangent(
+            None if dy_t is None else call(ConvWeightGrad, dy_t, x, *like),
+            None if x_t is None else call(ConvWeightGrad, dy, x_t, *like),
+            None,
+            ctx.shape,
+        )
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
@@ -204,6 +250,10 @@ class ConvBiasGrad(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> Tensor:
         return call(ConvBiasExpand, g, ctx.shape)
 
+    @staticmethod
+    def jvp(ctx: Any, dy_t: Tensor) -> Tensor:
+        return call(ConvBiasGrad, dy_t)
+
 
 class ConvBiasExpand(torch.autograd.Function):
     """The transpose of ConvBiasGrad: a view that repeats b over the batch and all positions."""
@@ -214,11 +264,15 @@ class ConvBiasExpand(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
-        pass
+        ctx.shape = inputs[1]
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
         return call(ConvBiasGrad, dy), None
+
+    @staticmethod
+    def jvp(ctx: Any, b_t: Tensor, _: None) -> Tensor:
+        return call(ConvBiasExpand, b_t, ctx.shape)
 
 
 # The bias gradient depends on y's shape alone.

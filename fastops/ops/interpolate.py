@@ -35,13 +35,12 @@ class InterpolateSpec(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What one call needs: raw op, params, the shapes on both sides, bytes of workspace."""
+    """What one call needs: raw op, params, and the shapes on both sides."""
 
     op: str
     params: _C.InterpolateParams
     in_shape: tuple[int, ...]
     out_shape: tuple[int, ...]
-    workspace: int | None  # None: the op takes none
 
 
 def scaled_size(size: int, scale: float) -> int:
@@ -89,21 +88,9 @@ def interpolate_plan(
         align_corners=spec.align_corners,
         antialias=spec.antialias,
     )
-    if spec.mode.startswith("nearest"):
-        op, workspace = "interpolate_nearest", None
-    elif dtype is torch.uint8:
-        op, workspace = "interpolate_weighted_u8", _C.interpolate_u8_workspace(params)
-    else:
-        op, workspace = "interpolate_weighted", _C.interpolate_workspace(params, adjoint)
-    return Plan(op + "_adjoint" if adjoint else op, params, tuple(shape), (n, c, *out), workspace)
-
-
-def _run(plan: Plan, x: Tensor, y: Tensor) -> Tensor:
-    if plan.workspace is None:
-        launch(plan.op, plan.params, x, y)
-    else:
-        launch(plan.op, plan.params, x, y, torch.empty(plan.workspace, dtype=torch.uint8, device=x.device))
-    return y
+    weighted = "interpolate_weighted_u8" if dtype is torch.uint8 else "interpolate_weighted"
+    op = "interpolate_nearest" if spec.mode.startswith("nearest") else weighted
+    return Plan(op + "_adjoint" if adjoint else op, params, tuple(shape), (n, c, *out))
 
 
 class Interpolate(torch.autograd.Function):
@@ -114,7 +101,8 @@ class Interpolate(torch.autograd.Function):
         memory_format = layout.format_of(x)
         plan = interpolate_plan(spec, x.shape, x.dtype, memory_format is layout.CHANNELS_LAST, False)
         y = layout.empty_like(x, plan.out_shape, memory_format)
-        return _run(plan, layout.dense(x, memory_format), y)
+        launch(plan.op, plan.params, layout.dense(x, memory_format), y)
+        return y
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
@@ -139,7 +127,8 @@ class InterpolateAdjoint(torch.autograd.Function):
     ) -> Tensor:
         plan = interpolate_plan(spec, shape, dy.dtype, memory_format is layout.CHANNELS_LAST, True)
         dx = layout.empty_like(dy, plan.in_shape, memory_format)
-        return _run(plan, layout.dense(dy, memory_format), dx)
+        launch(plan.op, plan.params, layout.dense(dy, memory_format), dx)
+        return dx
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:

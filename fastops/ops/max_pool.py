@@ -91,7 +91,7 @@ def max_pool(x: Tensor, spec: Spec, return_indices: bool) -> tuple[Tensor, Tenso
     if is_differentiated(x):
         # Derivatives need positions too. Those that nobody else sees may be narrow.
         narrow = not return_indices and x.shape[-1] * x.shape[-2] < 2**31
-        return MaxPool.apply(x, spec, torch.int32 if narrow else torch.int64)
+        return call(MaxPool, x, spec, torch.int32 if narrow else torch.int64)
     return MaxPool.forward(x, spec, torch.int64 if return_indices else None)
 
 
@@ -201,8 +201,8 @@ class ScatterAdd(torch.autograd.Function):
 @lru_cache(maxsize=4096)
 def unpool_plan(
     shape: tuple[int, ...], output_size: tuple[int, int], dtype: torch.dtype, channels_last: bool
-) -> tuple[_C.UnpoolParams, tuple[int, ...], int]:
-    """The kernel's params, y's shape, and the adjoint's bytes of scratch."""
+) -> tuple[_C.UnpoolParams, tuple[int, ...]]:
+    """The kernel's params and y's shape."""
     n, c, h, w = shape
     if 0 in (c, h, w):
         raise RuntimeError(
@@ -211,7 +211,7 @@ def unpool_plan(
     params = _C.UnpoolParams(
         dtype=DTYPES[dtype], channels_last=channels_last, n=n, c=c, in_=(1, h, w), out=(1, *output_size)
     )
-    return params, (n, c, *output_size), _C.unpool_scratch_bytes(params)
+    return params, (n, c, *output_size)
 
 
 class MaxUnpool(torch.autograd.Function):
@@ -221,7 +221,7 @@ class MaxUnpool(torch.autograd.Function):
     def forward(
         x: Tensor, indices: Tensor, output_size: tuple[int, int], memory_format: torch.memory_format
     ) -> Tensor:
-        params, shape, _ = unpool_plan(x.shape, output_size, x.dtype, memory_format is layout.CHANNELS_LAST)
+        params, shape = unpool_plan(x.shape, output_size, x.dtype, memory_format is layout.CHANNELS_LAST)
         y = layout.empty_like(x, shape, memory_format)
         launch("max_unpool", params, layout.dense(x, memory_format), layout.dense(indices, memory_format), y)
         return y
@@ -254,17 +254,13 @@ class MaxUnpoolAdjoint(torch.autograd.Function):
     def forward(
         dy: Tensor, indices: Tensor, output_size: tuple[int, int], memory_format: torch.memory_format
     ) -> Tensor:
-        params, _, scratch_bytes = unpool_plan(
-            indices.shape, output_size, dy.dtype, memory_format is layout.CHANNELS_LAST
-        )
+        params, _ = unpool_plan(indices.shape, output_size, dy.dtype, memory_format is layout.CHANNELS_LAST)
         dx = layout.empty_like(dy, indices.shape, memory_format)
-        scratch = torch.empty(scratch_bytes, dtype=torch.uint8, device=dy.device)
         launch(
             "max_unpool_adjoint",
             params,
             layout.dense(dy, memory_format),
             layout.dense(indices, memory_format),
-            scratch,
             dx,
         )
         return dx

@@ -1,0 +1,1 @@
+"""The functions behind fastops.functional, one file per family."""

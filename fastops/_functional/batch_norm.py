@@ -1,0 +1,112 @@
+"""batch_norm: arguments checked and normalised."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.overrides import handle_torch_function, has_torch_function_variadic
+
+from fastops import arguments
+from fastops.ops import batch_norm as _batch_norm
+
+
+def _batch_norm_parameter(op: str, name: str, t: Tensor | None, x: Tensor) -> None:
+    """Checks one per-channel argument: a tensor with an element for each channel, on x's device."""
+    if t is None:
+        return
+    if not isinstance(t, Tensor):
+        raise TypeError(f"{op}(): argument '{name}' must be Tensor, not {type(t).__name__}")
+    if t.numel() != x.shape[1]:
+        raise RuntimeError(f"{op}: {name} should contain {x.shape[1]} elements not {t.numel()}")
+    if t.device != x.device:
+        raise RuntimeError(f"{op}: {name} is on {t.device}, expected {x.device}, where the input is")
+
+
+def _batch_norm_dtype(op: str, x: Tensor, named: dict[str, Tensor | None]) -> torch.dtype:
+    """The one dtype of the parameters and buffers: the input's, or float32 beside a 16-bit input."""
+    given = {name: t.dtype for name, t in named.items() if t is not None}
+    dtype = next(iter(given.values()), x.dtype)
+    allowed = {x.dtype, torch.float32} if x.dtype.itemsize == 2 else {x.dtype}
+    for name, d in given.items():
+        if d not in allowed or d != dtype:
+            expected = " or ".join(str(a) for a in sorted(allowed, key=str))
+            raise RuntimeError(
+                f"{op}: mixed dtypes: {name} has dtype {d}; with an input of {x.dtype}, weight, bias and "
+                f"running statistics must all be {expected}, got {given}"
+            )
+    return dtype
+
+
+def _check_running_statistics(op: str, name: str, t: Tensor | None) -> None:
+    if t is None:
+        return
+    if t.requires_grad:
+        raise RuntimeError(f"{op}: not differentiable wrt {name}, which cannot have requires_grad True")
+    if forward_ad._current_level >= 0 and forward_ad.unpack_dual(t).tangent is not None:
+        raise RuntimeError(f"{op}: not differentiable wrt {name}, which cannot carry a forward gradient")
+
+
+def batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Normalises each channel by its mean and variance; ``torch.nn.functional.batch_norm``.
+
+    input: (N, C, ...), floating point, any rank ≥ 2; contiguous or channels_last. weight, bias,
+    running_mean, running_var: (C,), all of the input's dtype, or float32 beside a 16-bit input.
+    training: the statistics are the batch's, and the running ones, where given, are updated in place with
+    weight ``momentum`` (and the unbiased variance); else the running ones are used.
+    Returns a tensor like the input, in its layout. Statistics are in fp32 (fp64 for fp64) and centred, so
+    a large mean costs no digits. Gradients up to the second order, in reverse and forward mode.
+    Raises ValueError for one value per channel or eps ≤ 0 in training, and for one running statistic
+    without the other; RuntimeError for evaluation without running statistics, and for arguments whose
+    size, dtype or device does not fit. Nothing is updated when it raises.
+    """
+    tensors = (input, running_mean, running_var, weight, bias)
+    if has_torch_function_variadic(*tensors):
+        return handle_torch_function(
+            batch_norm, tensors, *tensors, training=training, momentum=momentum, eps=eps
+        )
+    op = "batch_norm"
+    x = arguments.tensor(op, "input", input)
+    momentum = arguments.number(op, "momentum", momentum)
+    eps = arguments.number(op, "eps", eps)
+    if not isinstance(training, bool):
+        raise TypeError(f"{op}(): argument 'training' must be bool, not {type(training).__name__}")
+    if x.dim() == 1 and x.numel() == 0:  # legal in torch: no batch, no channels
+        return batch_norm(
+            x.view(0, 0), running_mean, running_var, weight, bias, training, momentum, eps
+        ).view(0)
+    if x.dim() < 2:
+        raise (IndexError if training and x.dim() == 0 else RuntimeError)(
+            f"{op}: expected an input of shape (N, C, ...), got {tuple(x.shape)}"
+        )
+    if training:
+        # One value per channel, as torch counts: an empty batch is let through.
+        if x.numel() == x.shape[1] and x.shape[0] == 1 and x.shape[2:].numel() == 1:
+            raise ValueError(
+                f"{op}: expected more than 1 value per channel when training, got input size {tuple(x.shape)}"
+            )
+        if eps <= 0.0:
+            raise ValueError(f"{op}: eps must be positive during training, but got {eps}")
+    elif eps < 0.0:
+        raise ValueError(f"{op}: eps must be non-negative, but got {eps}")
+    for name, t in (("running_mean", running_mean), ("running_var", running_var)):
+        if t is None and not training:
+            raise RuntimeError(f"{op}: {name} must be defined in evaluation mode")
+    if (running_mean is None) != (running_var is None):
+        raise ValueError(f"{op}: running_mean and running_var must either both be None or neither be None")
+    named = dict(weight=weight, bias=bias, running_mean=running_mean, running_var=running_var)
+    for name, t in named.items():
+        _batch_norm_parameter(op, name, t, x)
+    dtype = _batch_norm_dtype(op, x, named)
+    _check_running_statistics(op, "running_mean", running_mean)
+    _check_running_statistics(op, "running_var", running_var)
+    return _batch_norm.batch_norm(x, running_mean, running_var, weight, bias, dtype, training, momentum, eps)

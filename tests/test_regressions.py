@@ -1,0 +1,98 @@
+"""What once went wrong, each with the call that showed it."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import fastops
+import fastops.functional as G
+from fastops import _C
+from fastops.backends import native
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_stride_far_beyond_the_input_costs_nothing(groups: int) -> None:
+    """Each stride phase of the input gradient was visited, those beyond the input too: stride² of them."""
+    x = torch.randn(1, 2, 2, 2, dtype=torch.float64)
+    w = torch.randn(2, 1 if groups == 2 else 2, 2, 2, dtype=torch.float64)
+    start = time.perf_counter()
+    y = G.conv_transpose2d(x, w, stride=700, groups=groups)
+    assert time.perf_counter() - start < 5
+    torch.testing.assert_close(y, F.conv_transpose2d(x, w, stride=700, groups=groups))
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_a_dilation_far_beyond_the_input(channels_last: bool) -> None:
+    """Depthwise kernels prepared every row that a window spans: gigabytes, for three rows read."""
+    x = torch.randn(1, 8, 8, 8, dtype=torch.float64)
+    x = x.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    x.requires_grad_()
+    w = torch.randn(8, 1, 3, 3, dtype=torch.float64, requires_grad=True)
+    options = dict(padding=1000, dilation=1000, groups=8)
+    for ours, theirs in zip(
+        torch.autograd.grad(G.conv2d(x, w, **options).square().sum(), (x, w)),
+        torch.autograd.grad(F.conv2d(x, w, **options).square().sum(), (x, w)),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_zero_tensor() -> None:
+    """Forward mode's symbolic zeros have no memory: the kernel was given address 0."""
+    zeros = torch._efficientzerotensor((1, 1, 4, 4))
+    assert torch.equal(G.avg_pool2d(zeros, 2), torch.zeros(1, 1, 2, 2))
+
+
+def test_negated_view() -> None:
+    """A lazily negated tensor's memory holds the values before the negation."""
+    x, w = torch.randn(4, 3, 5, 5), torch.randn(3)
+    negated = torch._neg_view(w)
+    torch.testing.assert_close(
+        G.batch_norm(x, None, None, negated, None, True), F.batch_norm(x, None, None, -w, None, True)
+    )
+    torch.testing.assert_close(G.max_pool2d(torch._neg_view(x), 2), F.max_pool2d(-x, 2))
+
+
+def test_a_tensor_as_an_option_is_read_at_each_call() -> None:
+    """It was a key of a cache, by identity: its new value was not seen."""
+    x, k = torch.randn(1, 1, 6, 6), torch.tensor(2)
+    assert G.max_pool2d(x, k).shape[-1] == 3
+    k.fill_(3)
+    assert G.max_pool2d(x, k).shape[-1] == 2
+
+
+def test_a_divisor_past_64_bits_is_refused() -> None:
+    with pytest.raises(RuntimeError, match="avg_pool2d: kernel_size"):
+        G.avg_pool2d(torch.randn(1, 1, 4, 4), 2**40, 1, 2**39)
+
+
+def test_a_forced_backend_is_the_thread_s_own() -> None:
+    other: list[Tensor] = []
+
+    def elsewhere() -> None:
+        other.append(G.avg_pool2d(torch.ones(1, 1, 2, 2), 2))
+
+    with fastops.backend("cuda"):
+        thread = threading.Thread(target=elsewhere)
+        thread.start()
+        thread.join()
+    assert other and other[0].item() == 1
+
+
+def test_without_an_openmp_runtime() -> None:
+    """Threads are made anew for each region, with the same result."""
+    x = torch.randn(4, 8, 32, 32)
+    expected = G.avg_pool2d(x, 3)
+    _C.set_min_work_per_thread(1)
+    _C.set_openmp_runtime(0)
+    try:
+        assert torch.equal(G.avg_pool2d(x, 3), expected)
+    finally:
+        native._share_openmp()  # finds and sets it again
+        _C.set_min_work_per_thread(16384)

@@ -208,4 +208,5 @@ class BuildWithNinja(build_ext):
             return found
 
 
-setup(ext_modules=[Extension("fastops._C", sources=[])], cmdclass={"build_ext": BuildWithNinja})
+if __name__ == "__main__":
+    setup(ext_modules=[Extension("fastops._C", sources=[])], cmdclass={"build_ext": BuildWithNinja})

@@ -12,11 +12,15 @@
 #include <vector>
 
 #include "batch_norm.h"
+#include "bind.h"
 #include "conv.h"
 #include "indexed.h"
 #include "interpolate.h"
 #include "pool.h"
 #include "threads.h"
+#if defined(FASTOPS_CUDA)
+#include "cuda/bindings.h"
+#endif
 
 namespace py = pybind11;
 using namespace fastops;
@@ -92,27 +96,6 @@ class ParamsClass {
   py::class_<Params> type_;
   std::vector<std::string> names_;
 };
-
-// How an argument of a launcher crosses from Python: pointers as addresses, the rest as it is.
-template <typename A>
-struct Wire {
-  using type = A;
-  static A unwrap(A a) { return a; }
-};
-template <typename T>
-struct Wire<T*> {
-  using type = uintptr_t;
-  static T* unwrap(uintptr_t address) { return reinterpret_cast<T*>(address); }
-};
-
-// Binds a launcher; the GIL is released while it runs.
-template <typename... Args>
-void kernel(py::module_& m, const char* name, void (*launcher)(Args...)) {
-  m.def(name, [launcher](typename Wire<Args>::type... args) {
-    py::gil_scoped_release nogil;
-    launcher(Wire<Args>::unwrap(args)...);
-  });
-}
 
 // ---- params ------------------------------------------------------------------------------------
 
@@ -239,13 +222,6 @@ void bind_cpu(py::module_ m) {
   m.def("interpolate_weighted_u8_workspace", cpu::interpolate_weighted_u8_workspace<isa>);
 }
 
-#if defined(FASTOPS_CUDA)
-void bind_cuda(py::module_ m) {
-  kernel(m, "interpolate_nearest", cuda::interpolate_nearest);
-  kernel(m, "interpolate_nearest_adjoint", cuda::interpolate_nearest_adjoint);
-}
-#endif
-
 // The instruction sets that are compiled in and that this processor has, worst first.
 std::vector<std::string> usable_isas() {
   std::vector<std::string> isas = {"baseline"};
@@ -281,7 +257,7 @@ PYBIND11_MODULE(_C, m) {
   bind_cpu<cpu::Isa::kAvx512>(avx512);
 #endif
 #if defined(FASTOPS_CUDA)
-  bind_cuda(cuda);
+  cuda::bind(cuda);
   m.attr("cuda_version") = FASTOPS_CUDA;
   m.attr("cuda_archs") = FASTOPS_CUDA_ARCHS;
 #else

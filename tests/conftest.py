@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -12,11 +13,29 @@ import fastops
 from fastops import _C
 from fastops import backends as _backends
 from fastops.backends import native
+from tests import simt
 
 # The CPU kernels of the other instruction sets that this processor has.
 for _isa in _C.usable_isas():
     if _isa != native.ISA:
         _backends.BACKENDS[f"cpu-{_isa}"] = partial(native.cpu_launcher, isa=_isa)
+
+# Cases (their names) that call an op which has no CUDA kernel yet, and why they are skipped.
+_without_kernel: dict[str, str] = {}
+_case = ""
+
+
+def emulated_launcher(op: str) -> Callable[..., None]:
+    """The CUDA kernels in the emulation, on CPU tensors; a test that calls for another op is skipped."""
+    launcher = simt.launcher(op)
+    if launcher is None:
+        _without_kernel[_case] = f"no CUDA kernel for {op}"
+        pytest.skip(_without_kernel[_case])
+    return launcher
+
+
+if simt.why_unavailable() is None:
+    _backends.BACKENDS[simt.NAME] = emulated_launcher
 
 
 def device_of(backend: str) -> str:
@@ -27,6 +46,10 @@ def device_of(backend: str) -> str:
 @pytest.fixture(params=[b for b in _backends.BACKENDS if device_of(b) == "cpu" or torch.cuda.is_available()])
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """Forces one backend for the length of a test; its value is the backend's name."""
+    global _case
+    _case = str(request.node.callspec.params.get("case", request.node.nodeid))
+    if request.param == simt.NAME and _case in _without_kernel:
+        pytest.skip(_without_kernel[_case])
     with fastops.backend(request.param):
         yield request.param
 
@@ -39,3 +62,9 @@ def threads() -> Iterator[None]:
     yield
     _C.set_min_work_per_thread(16384)
     torch.set_num_threads(before)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    reason = simt.why_unavailable()
+    if reason is not None:
+        terminalreporter.line(f"CUDA kernels were not run in the emulation: {reason}")

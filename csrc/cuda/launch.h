@@ -1,8 +1,5 @@
 // How kernels are launched: the one place that starts them, and that turns a CUDA error into an
-// exception naming the kernel.
-//
-// The tests also compile the kernels with a C++ compiler, to run them without a GPU: then
-// FASTOPS_EMULATED is defined and a header of theirs, included first, has emulated_launch().
+// exception naming the kernel. No <<<>>>, so that it is C++.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -18,24 +15,17 @@ namespace cuda {
 namespace {
 
 inline void check(cudaError_t error, const char* kernel) {
-  if (error != cudaSuccess)
-    throw std::runtime_error(std::string("fastops: CUDA kernel ") + kernel + ": " +
-                             cudaGetErrorString(error));
+  if (error == cudaSuccess) return;
+  cudaGetLastError();  // or the next one to ask, perhaps torch, would be told of this error
+  throw std::runtime_error(std::string("fastops: CUDA kernel ") + kernel + ": " + cudaGetErrorString(error));
 }
 
-// Starts kernel<<<grid, block, shared>>>(args...) on the stream; the arguments are converted to the
-// kernel's own parameter types.
+// Starts kernel(args...) on the stream; the arguments are converted to the kernel's own parameter types.
 template <typename... Params, typename... Args>
 void launch(const char* name, void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared, void* stream,
             Args... args) {
-#if defined(FASTOPS_EMULATED)
-  emulated_launch(name, kernel, grid, block, shared, stream, static_cast<Params>(args)...);
-#else
-  // clang-format off
-  kernel<<<grid, block, shared, static_cast<cudaStream_t>(stream)>>>(static_cast<Params>(args)...);
-  // clang-format on
-  check(cudaGetLastError(), name);
-#endif
+  const cudaLaunchConfig_t config = {grid, block, shared, static_cast<cudaStream_t>(stream), nullptr, 0};
+  check(cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...), name);
 }
 
 constexpr int kThreads = 256;

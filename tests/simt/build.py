@@ -1,0 +1,152 @@
+"""Compiles csrc/cuda/*.cu with a C++ compiler, for the emulation, in one of its modes.
+
+plain   as fast as it goes
+asan    with the address and undefined-behaviour sanitizers; loaded by processes that ``python -m
+        tests.simt asan`` starts
+race    with the race detector
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.util
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from functools import lru_cache
+from pathlib import Path
+from types import ModuleType
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+BUILD = ROOT / "build" / "simt"
+
+SANITIZE = "-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer"
+# Flags of kernels, of the engine, and of the link.
+MODES = {
+    "plain": ("-O2", "-O2", ""),
+    "asan": (f"-O1 {SANITIZE}", f"-O1 {SANITIZE}", SANITIZE),
+    "race": ("-O1 -fsanitize=thread", "-O2 -DSIMT_RACE", ""),
+}
+
+
+class Unavailable(Exception):
+    """The emulation cannot be built here; the message says why."""
+
+
+@lru_cache(maxsize=1)
+def setup_py() -> ModuleType:
+    """setup.py as a module: how it finds CUDA and ninja, and its warnings."""
+    spec = importlib.util.spec_from_file_location("fastops_setup", ROOT / "setup.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@lru_cache(maxsize=1)
+def cuda_includes() -> list[Path]:
+    """The folders of the CUDA headers: a toolkit's, or those that PyPI's packages bring."""
+    home = setup_py().find_cuda_home()
+    packages = sorted({f for p in sys.path for f in Path(p).glob("nvidia/cu[0-9]*/include")})
+    needed = ("cuda_runtime.h", "cuda_bf16.h", "crt/host_config.h", "nv/target")
+    for folders in ([home / "include"] if home else [], packages):
+        if all(any((folder / name).exists() for folder in folders) for name in needed):
+            return folders
+    raise Unavailable(
+        "no CUDA headers: neither a toolkit nor nvidia-cuda-runtime, nvidia-cuda-crt and nvidia-cuda-cccl"
+    )
+
+
+def compiler() -> list[str]:
+    cxx = shlex.split(os.environ.get("CXX", "g++"))
+    if shutil.which(cxx[0]) is None:
+        raise Unavailable(f"no C++ compiler: {cxx[0]}")
+    return cxx
+
+
+def check() -> None:
+    """Raises Unavailable if something that the build needs is not here."""
+    for package in ("setuptools", "pybind11"):
+        if importlib.util.find_spec(package) is None:
+            raise Unavailable(f"the Python package {package} is not installed")
+    if importlib.util.find_spec("ninja") is None and shutil.which("ninja") is None:
+        raise Unavailable("ninja is not installed")
+    compiler()
+    cuda_includes()
+
+
+def output(mode: str) -> Path:
+    return BUILD / mode / f"emulated_{mode}.so"
+
+
+def write_ninja() -> None:
+    import pybind11
+
+    setup = setup_py()
+    ninja, cxx, escape = setup.NinjaFile(), " ".join(compiler()), setup.escape
+    folders = (*cuda_includes(), sysconfig.get_path("include"), pybind11.get_include())
+    flags = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-ftls-model=initial-exec", "-g1", "-pthread"]
+    flags += [*setup.WARNINGS, *(["-Werror"] if os.environ.get("FASTOPS_WERROR") == "1" else [])]
+    flags += [f"-isystem {escape(p)}" for p in folders]
+    compile_ = [cxx, "-MMD", "-MF", "$out.d", *flags]
+    as_cpp = ["-x", "c++", "-include", escape(HERE / "emulation.h"), "-Wno-unknown-pragmas"]
+    ninja.rule("module", [*compile_, "-O1", "-c", "$in", "-o", "$out"])
+    module = ninja.build(BUILD / "module.o", "module", [HERE / "module.cpp"])
+    kernels = [*sorted((ROOT / "csrc" / "cuda").glob("*.cu")), HERE / "planted.cu"]
+    for mode, (kernel_flags, engine_flags, link_flags) in MODES.items():
+        engine = ["engine", "processor", *(["race"] if mode == "race" else [])]
+        ninja.rule(f"kernels-{mode}", [*compile_, kernel_flags, *as_cpp, "-c", "$in", "-o", "$out"])
+        ninja.rule(f"engine-{mode}", [*compile_, engine_flags, "-c", "$in", "-o", "$out"])
+        objects = [
+            module,
+            *(ninja.build(BUILD / mode / f"{k.stem}.cu.o", f"kernels-{mode}", [k]) for k in kernels),
+            *(ninja.build(BUILD / mode / f"{e}.o", f"engine-{mode}", [HERE / f"{e}.cpp"]) for e in engine),
+        ]
+        link = [cxx, "-shared", "-Wl,-Bsymbolic", "-pthread", link_flags, "$in", "-o", "$out", "-ldl"]
+        ninja.rule(f"link-{mode}", link, depfile=False)
+        ninja.build(output(mode), f"link-{mode}", objects)
+    text = "\n".join(ninja.lines) + "\n"
+    target = BUILD / "build.ninja"
+    if not target.exists() or target.read_text() != text:
+        target.write_text(text)
+
+
+@lru_cache
+def compile_errors(mode: str) -> str:
+    """Compiles what has changed for a mode; what the compiler says if it fails."""
+    BUILD.mkdir(parents=True, exist_ok=True)
+    with open(BUILD / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # several test processes may build
+        write_ninja()
+        jobs = os.environ.get("MAX_JOBS")
+        command = [setup_py().BuildWithNinja.find_ninja(), "-C", str(BUILD), *(["-j", jobs] if jobs else [])]
+        done = subprocess.run([*command, str(output(mode))], capture_output=True, text=True, check=False)
+        return done.stdout + done.stderr if done.returncode else ""
+
+
+def build(mode: str) -> Path:
+    """The compiled module of a mode, ``emulated_<mode>``, up to date."""
+    errors = compile_errors(mode)
+    if errors:
+        raise RuntimeError(f"the emulation does not compile:\n{errors}")
+    return output(mode)
+
+
+def sanitized_environment() -> dict[str, str]:
+    """The environment for a process that loads the asan module: the sanitizers' libraries come first."""
+    libraries = [
+        subprocess.run([*compiler(), f"-print-file-name={name}"], capture_output=True, text=True, check=True)
+        for name in ("libasan.so", "libubsan.so", "libstdc++.so")
+    ]
+    return {
+        **os.environ,
+        "FASTOPS_SIMT": "asan",
+        "LD_PRELOAD": " ".join(found.stdout.strip() for found in libraries),
+        "ASAN_OPTIONS": "detect_leaks=0",
+        "UBSAN_OPTIONS": "print_stacktrace=1",
+        "PYTHONMALLOC": "malloc",
+    }

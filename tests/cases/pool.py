@@ -69,7 +69,6 @@ LARGE_PLANES = [
         ((2, 3, *size),),
         dict(output_size=1),
         f"large planes, {why}",
-        wrt=(),
         dtypes=(torch.float32, torch.float16, torch.bfloat16),
     )
     for size, why in (((64, 257), "of whole vectors"), ((129, 131), "which whole vectors do not divide"))

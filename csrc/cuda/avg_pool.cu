@@ -70,10 +70,10 @@ __global__ void avg_pool_kernel(Windows<I> w, Divisors<Acc<T>> divisors, int64_t
 // ---- whole planes --------------------------------------------------------------------------------
 
 // A plane is `packs` packs without a gap; `team` threads of a block, one warp or all, have one plane.
-template <typename T, int width, int team>
-__global__ void average_planes_kernel(Acc<T> scale, int64_t planes, int64_t packs, const Pack<T, width>* x,
-                                      T* y) {
+template <typename T, typename P, int team>
+__global__ void average_planes_kernel(Acc<T> scale, int64_t planes, int64_t packs, const P* x, T* y) {
   using A = Acc<T>;
+  constexpr int width = sizeof(P) / sizeof(T);
   constexpr int teams = kThreads / team, warps = team / 32;
   FASTOPS_SHARED(partial, A[kThreads / 32]);
   const int member = threadIdx.x % team, warp = threadIdx.x / 32;
@@ -82,7 +82,7 @@ __global__ void average_planes_kernel(Acc<T> scale, int64_t planes, int64_t pack
     A sums[width] = {};
     if (plane < planes)
       for (int64_t i = member; i < packs; i += team) {
-        const Pack<T, width> v = x[plane * packs + i];
+        const P v = x[plane * packs + i];
 #pragma unroll
         for (int u = 0; u < width; ++u) sums[u] += to_acc(v.v[u]);
       }
@@ -103,10 +103,11 @@ __global__ void average_planes_kernel(Acc<T> scale, int64_t planes, int64_t pack
 
 // The same for channels_last: `lanes` neighbouring threads (a power of two, at most 32) have a group of
 // channels each; the kThreads / lanes slices of the block share out the pixels.
-template <typename T, int width>
+template <typename T, typename P>
 __global__ void average_images_kernel(Acc<T> scale, int64_t images, int64_t pixels, int64_t groups, int lanes,
-                                      const Pack<T, width>* x, Pack<T, width>* y) {
+                                      const P* x, P* y) {
   using A = Acc<T>;
+  constexpr int width = sizeof(P) / sizeof(T);
   FASTOPS_SHARED(partial, A[width][kThreads]);
   const int lane = threadIdx.x % lanes, slice = threadIdx.x / lanes, slices = kThreads / lanes;
   const int64_t parts = (groups + lanes - 1) / lanes;
@@ -115,7 +116,7 @@ __global__ void average_images_kernel(Acc<T> scale, int64_t images, int64_t pixe
     A sums[width] = {};
     if (group < groups)
       for (int64_t i = slice; i < pixels; i += slices) {
-        const Pack<T, width> v = x[(image * pixels + i) * groups + group];
+        const P v = x[(image * pixels + i) * groups + group];
 #pragma unroll
         for (int u = 0; u < width; ++u) sums[u] += to_acc(v.v[u]);
       }
@@ -123,7 +124,7 @@ __global__ void average_images_kernel(Acc<T> scale, int64_t images, int64_t pixe
     for (int u = 0; u < width; ++u) partial[u][threadIdx.x] = sums[u];
     __syncthreads();
     if (slice == 0 && group < groups) {
-      Pack<T, width> result;
+      P result;
 #pragma unroll
       for (int u = 0; u < width; ++u) {
         A sum = 0;
@@ -150,41 +151,48 @@ bool averages_planes(const PoolParams& p) {
   return volume(p.in) >= kLeastPlane && is_whole(axis_d(p)) && is_whole(axis_h(p)) && is_whole(axis_w(p));
 }
 
-template <typename T, int width>
+template <typename T, typename P>
 void average_planes(const PoolParams& p, Acc<T> scale, const void* x, void* y, void* stream) {
-  const int64_t planes = p.n * p.c, packs = volume(p.in) / width;
+  const int64_t planes = p.n * p.c, packs = volume(p.in) / static_cast<int64_t>(sizeof(P) / sizeof(T));
   const bool large = packs >= kLargePlane;
   const int64_t teams = large ? 1 : kThreads / 32;
-  launch("avg_pool", large ? average_planes_kernel<T, width, kThreads> : average_planes_kernel<T, width, 32>,
+  launch("avg_pool", large ? average_planes_kernel<T, P, kThreads> : average_planes_kernel<T, P, 32>,
          blocks_for(ceil_div(planes, teams) * kThreads), kThreads, 0, stream, scale, planes, packs,
-         static_cast<const Pack<T, width>*>(x), static_cast<T*>(y));
+         static_cast<const P*>(x), static_cast<T*>(y));
 }
-template <typename T, int width>
+template <typename T, typename P>
 void average_images(const PoolParams& p, Acc<T> scale, const void* x, void* y, void* stream) {
-  const int64_t groups = p.c / width;
+  const int64_t groups = p.c / static_cast<int64_t>(sizeof(P) / sizeof(T));
   int lanes = 1;
   while (lanes < 32 && lanes < groups) lanes *= 2;
-  launch("avg_pool", average_images_kernel<T, width>, blocks_for(p.n * ceil_div(groups, lanes) * kThreads),
-         kThreads, 0, stream, scale, p.n, volume(p.in), groups, lanes, static_cast<const Pack<T, width>*>(x),
-         static_cast<Pack<T, width>*>(y));
+  launch("avg_pool", average_images_kernel<T, P>, blocks_for(p.n * ceil_div(groups, lanes) * kThreads),
+         kThreads, 0, stream, scale, p.n, volume(p.in), groups, lanes, static_cast<const P*>(x),
+         static_cast<P*>(y));
 }
 
 template <typename T>
 void average_all(const PoolParams& p, const void* x, void* y, void* stream) {
   using A = Acc<T>;
-  constexpr int width = 16 / sizeof(T);
   const bool pad = p.count_include_pad;
   const A divisor = p.divisor_override != 0
                         ? A(p.divisor_override)
                         : A(window_count(axis_d(p), 0, pad) * window_count(axis_h(p), 0, pad) *
                             window_count(axis_w(p), 0, pad));
-  if (p.channels_last && p.c > 1)
-    (vectors_fit(p.c, sizeof(T), address(x) | address(y))
-         ? average_images<T, width>
-         : average_images<T, 1>)(p, 1 / divisor, x, y, stream);
+  const bool images = p.channels_last && p.c > 1;
+  const auto average = [&](auto pack) {
+    using P = typename decltype(pack)::type;
+    (images ? average_images<T, P> : average_planes<T, P>)(p, 1 / divisor, x, y, stream);
+  };
+  // The size of a pack follows from the shape alone, and the order of summation from that size: the
+  // result does not depend on the addresses.
+  constexpr int width = 16 / sizeof(T);
+  const uintptr_t addresses = images ? address(x) | address(y) : address(x);
+  if ((images ? p.c : volume(p.in)) % width != 0)
+    average(Type<Pack<T, 1>>{});
+  else if (addresses % 16 == 0)
+    average(Type<Pack<T, width>>{});
   else
-    (vectors_fit(volume(p.in), sizeof(T), address(x)) ? average_planes<T, width>
-                                                      : average_planes<T, 1>)(p, 1 / divisor, x, y, stream);
+    average(Type<LoosePack<T, width>>{});
 }
 
 // ---- adjoint -----------------------------------------------------------------------------------

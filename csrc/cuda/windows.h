@@ -170,6 +170,11 @@ template <typename T, int width>
 struct alignas(sizeof(T) * width < 16 ? sizeof(T) * width : 16) Pack {
   T v[width];
 };
+// The same at any address.
+template <typename T, int width>
+struct LoosePack {
+  T v[width];
+};
 
 // Whether runs of `elements` of elements of `bytes`, one after the other from each of the (combined)
 // addresses, are made of aligned 16 bytes.

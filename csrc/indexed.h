@@ -47,4 +47,10 @@ void max_unpool_adjoint(const UnpoolParams& p, const void* dy, const void* indic
                         int threads);
 }  // namespace cpu
 
+// Kernels on a CUDA stream (a cudaStream_t).
+namespace cuda {
+void gather(const PoolParams& p, const void* x, const void* positions, void* y, void* stream);
+void scatter_add(const PoolParams& p, const void* dy, const void* positions, void* dx, void* stream);
+}  // namespace cuda
+
 }  // namespace fastops

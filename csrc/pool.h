@@ -53,4 +53,11 @@ template <Isa>
 void max_pool(const PoolParams& p, const void* x, void* y, void* positions, int threads);
 }  // namespace cpu
 
+// Kernels on a CUDA stream (a cudaStream_t).
+namespace cuda {
+void avg_pool(const PoolParams& p, const void* x, void* y, void* stream);
+void avg_pool_adjoint(const PoolParams& p, const void* dy, void* dx, void* stream);
+void max_pool(const PoolParams& p, const void* x, void* y, void* positions, void* stream);
+}  // namespace cuda
+
 }  // namespace fastops

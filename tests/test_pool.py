@@ -282,3 +282,35 @@ def test_modules(memory_format: torch.memory_format) -> None:
     assert repr(unpool) == repr(theirs)
     assert torch.equal(unpool(y, indices), theirs(y, indices))
     assert torch.equal(unpool(y, indices, output_size=x.shape), theirs(y, indices, output_size=x.shape))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: G.avg_pool2d(x, 3, 2, 1),
+        lambda x: G.adaptive_avg_pool2d(x, 1),
+        lambda x: G.max_pool2d(x, 3, 2, 1),
+        lambda x: G.max_pool2d(x, 3, 2, 1, return_indices=True)[0],
+    ],
+    ids=["avg", "global", "max", "max-indices"],
+)
+def test_whole_vectors_of_channels_at_odd_addresses(function: Any, dtype: torch.dtype, backend: str) -> None:
+    """16 channels would be read 16 bytes at a time, but begin in the middle of such 16 bytes."""
+    device = "cuda" if backend in ("cuda", "triton") else "cpu"
+
+    def odd(t: Tensor) -> Tensor:
+        flat = t.permute(0, 2, 3, 1).reshape(-1)
+        place = torch.empty(flat.numel() + 1, dtype=dtype, device=device)[1:]
+        n, c, h, w = t.shape
+        return place.copy_(flat).view(n, h, w, c).permute(0, 3, 1, 2)
+
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 16, 9, 7, generator=generator).to(device, dtype, memory_format=torch.channels_last)
+    a, b = x.clone().requires_grad_(), odd(x).requires_grad_()
+    y, z = function(a), function(b)
+    assert torch.equal(y, z)
+    dy = torch.randn(y.shape, generator=generator).to(device, dtype, memory_format=torch.channels_last)
+    y.backward(dy)
+    z.backward(odd(dy))
+    assert a.grad is not None and b.grad is not None and torch.equal(a.grad, b.grad)

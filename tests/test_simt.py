@@ -156,3 +156,14 @@ def test_after_an_error_the_next_launch_is_right() -> None:
 def test_a_launch_that_no_gpu_accepts() -> None:
     with pytest.raises(RuntimeError, match="CUDA kernel planted: invalid configuration"):
         simt.load("plain").planted.halo(0, 0, 0, False)  # a grid without blocks
+
+
+def test_windows_of_the_kernels_are_those_of_geometry_h(tmp_path: Path) -> None:
+    """Indices in 32 bits and divisions by multiplication, at numbers that no small tensor leads to."""
+    program = tmp_path / "windows"
+    folders = [f"-isystem{folder}" for folder in build.cuda_includes()]
+    flags = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
+    source = ["-include", str(build.HERE / "emulation.h"), str(build.HERE / "windows.cpp")]
+    subprocess.run([*build.compiler(), *flags, *folders, *source, "-o", str(program)], check=True)
+    done = subprocess.run([program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout

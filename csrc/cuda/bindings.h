@@ -2,13 +2,20 @@
 #pragma once
 
 #include "../bind.h"
+#include "../indexed.h"
 #include "../interpolate.h"
+#include "../pool.h"
 
 namespace fastops {
 namespace cuda {
 namespace {
 
 inline void bind(pybind11::module_ m) {
+  kernel(m, "avg_pool", avg_pool);
+  kernel(m, "avg_pool_adjoint", avg_pool_adjoint);
+  kernel(m, "max_pool", max_pool);
+  kernel(m, "gather", gather);
+  kernel(m, "scatter_add", scatter_add);
   kernel(m, "interpolate_nearest", interpolate_nearest);
   kernel(m, "interpolate_nearest_adjoint", interpolate_nearest_adjoint);
 }

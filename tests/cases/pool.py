@@ -36,12 +36,16 @@ AVG = [
     ),
     (((1, 8, 16, 16),), dict(kernel_size=3, stride=3, ceil_mode=True, padding=1), "stride 3, cut and padded"),
     (((1, 37, 6, 6),), dict(kernel_size=3, padding=1), "channels: whole vectors, some, and a remainder"),
+    (((2, 16, 6, 6),), dict(kernel_size=3, stride=2, padding=1), "channels: whole vectors only"),
+    (((2, 8, 6, 9),), dict(kernel_size=(2, 3), stride=(2**30, 2)), "too large a stride for 32-bit indices"),
+    (((2, 3, 8, 6),), dict(kernel_size=(8, 6), count_include_pad=False), "windows that are planes"),
 ]
 ADAPTIVE_AVG = [
     (((2, 3, 8, 8),), dict(output_size=1), "global pooling"),
     (((2, 3, 8, 8),), dict(output_size=4), "everything divides"),
     (((2, 5, 7, 11),), dict(output_size=(3, 4)), "windows overlap"),
     (((1, 35, 7, 7),), dict(output_size=1), "global pooling, channels not a multiple of a vector"),
+    (((2, 72, 6, 7),), dict(output_size=1), "global pooling, whole vectors of channels"),
     (((1, 1, 2, 4300),), dict(output_size=(1, 3)), "rows longer than a buffer"),
     (((1, 3, 3, 4),), dict(output_size=(5, 7)), "more outputs than inputs"),
     (((1, 3, 6, 9),), dict(output_size=(None, 3)), "None keeps the size"),
@@ -59,6 +63,16 @@ EMPTY_OUTPUT = Case(
 )
 
 # fp64 is torch's own order of summation exactly, which no other order meets to two units.
+LARGE_PLANES = [
+    Case(
+        "adaptive_avg_pool2d",
+        ((2, 3, *size),),
+        dict(output_size=1),
+        f"large planes, {why}",
+        dtypes=(torch.float32, torch.float16, torch.bfloat16),
+    )
+    for size, why in (((64, 257), "of whole vectors"), ((129, 131), "which whole vectors do not divide"))
+]
 MANY_TAPS = Case(
     "avg_pool2d",
     ((1, 3, 19, 23),),
@@ -85,6 +99,12 @@ MAX = [
     ),
     (((1, 1, 5, 5),), dict(kernel_size=2, stride=4), "stride > kernel: inputs that no window covers"),
     (((1, 16, 1, 1),), dict(kernel_size=1, return_indices=True), "one pixel"),
+    (((2, 16, 7, 6),), dict(kernel_size=3, stride=2, padding=1), "channels: whole vectors only"),
+    (
+        ((2, 8, 6, 9),),
+        dict(kernel_size=(1, 3), stride=2, dilation=(2**30, 2), return_indices=True),
+        "too large a dilation for 32-bit indices",
+    ),
     (((2, 37, 5, 33),), dict(kernel_size=5, stride=1, padding=2), "channels: whole vectors and a remainder"),
     (
         ((1, 8, 13, 13),),
@@ -197,6 +217,7 @@ UNPOOL = [
 CASES = (
     [Case("avg_pool2d", *row) for row in AVG]
     + [Case("adaptive_avg_pool2d", *row) for row in ADAPTIVE_AVG]
+    + LARGE_PLANES
     + [Case("max_pool2d", *row, distinct) for row in MAX]
     + [Case("adaptive_max_pool2d", *row, distinct) for row in ADAPTIVE_MAX]
     + SPECIAL

@@ -1,6 +1,7 @@
 // Batch normalisation: the contract between Python and the kernels, and how the work is split.
 //
-//   y = (x − mean) · invstd · w + b      per channel, mean and invstd of the batch or of running statistics
+//   z = (x − mean) · invstd · w + b      per channel, mean and invstd of the batch or of running statistics
+//   y = z, or max(z + residual, 0) and the like: a residual and a ReLU may be fused
 #pragma once
 
 #include <cstdint>
@@ -24,6 +25,7 @@ struct BatchNormParams {
   bool training = false;  // mean and invstd are functions of x; else constants
   double momentum = 0.0;  // stats only: weight of the batch in the running statistics
   double eps = 0.0;       // stats only
+  bool relu = false;      // y = max(z + residual, 0), NaN stays; else z + residual; see batch_norm_apply
 };
 
 // How a call is cut into blocks: a pure function of the shape, so results depend on nothing else. Each
@@ -84,6 +86,9 @@ FASTOPS_INLINE int64_t batch_norm_stats_workspace(const BatchNormParams& p, int 
 FASTOPS_INLINE int64_t batch_norm_apply_workspace(const BatchNormParams& p, int /*threads*/) {
   return batch_norm_workspace(p, 0, 3);
 }
+FASTOPS_INLINE int64_t batch_norm_forward_workspace(const BatchNormParams& p, int threads) {
+  return imax(batch_norm_stats_workspace(p, threads), batch_norm_apply_workspace(p, threads));
+}
 FASTOPS_INLINE int64_t batch_norm_backward_workspace(const BatchNormParams& p, int /*threads*/) {
   return batch_norm_workspace(p, 2, 4);
 }
@@ -91,25 +96,39 @@ FASTOPS_INLINE int64_t batch_norm_double_backward_workspace(const BatchNormParam
   return batch_norm_workspace(p, 5, 8);
 }
 
+// What the launchers below do; a pointer "may be null" where it says so.
+//
+// batch_norm_stats: mean and invstd = 1 / sqrt(variance + eps). In training of x, and running_mean and
+// running_var (null or both given) are moved towards the mean and the unbiased variance; in evaluation
+// of the running ones.
+// batch_norm_apply: z = (x − mean) · invstd · weight + bias, y = z + residual, rounded to the dtype once, at
+// the end; with p.relu max(y, 0). weight, bias and residual (in x's layout) may be null.
+// batch_norm: both, in one call.
+// batch_norm_backward: gradients of apply ∘ stats wrt x, weight, bias and residual, those whose pointer is
+// not null. x may be null where neither dw nor (in training) dx is asked for, nor p.relu set; weight null
+// stands for ones. With p.relu, z and thus where y > 0 (as rounded to the dtype) is computed again, from
+// x, weight, bias, mean, invstd and residual, bit for bit as apply did; dy counts only there. bias and
+// residual are read for nothing else.
+// batch_norm_double_backward, p.relu unset: gradients of ⟨ddx, dx⟩ + ⟨ddw, dw⟩ + ⟨ddb, db⟩, the outputs of
+// backward, wrt its x, weight and dy; those whose pointer is not null. ddx, ddw, ddb may be null (zero); dy
+// may be null where gx and gw are. gdy alone is also the derivative of y along (ddx, ddw, ddb).
+
 namespace cpu {
-// mean and invstd = 1 / sqrt(variance + eps). In training of x, and running_mean and running_var (null or
-// both given) are moved towards the mean and the unbiased variance; in evaluation of the running ones.
 template <Isa>
 void batch_norm_stats(const BatchNormParams& p, const void* x, void* running_mean, void* running_var,
                       void* mean, void* invstd, void* workspace, int threads);
-// y = (x − mean) · invstd · weight + bias; weight and bias may be null.
 template <Isa>
 void batch_norm_apply(const BatchNormParams& p, const void* x, const void* weight, const void* bias,
-                      const void* mean, const void* invstd, void* y, void* workspace, int threads);
-// Gradients of apply ∘ stats wrt x, weight and bias, those whose pointer is not null. x may be null where
-// neither dw nor (in training) dx is asked for; weight null stands for ones.
+                      const void* mean, const void* invstd, const void* residual, void* y, void* workspace,
+                      int threads);
+template <Isa>
+void batch_norm(const BatchNormParams& p, const void* x, const void* weight, const void* bias,
+                void* running_mean, void* running_var, const void* residual, void* mean, void* invstd,
+                void* y, void* workspace, int threads);
 template <Isa>
 void batch_norm_backward(const BatchNormParams& p, const void* dy, const void* x, const void* weight,
-                         const void* mean, const void* invstd, void* dx, void* dw, void* db, void* workspace,
-                         int threads);
-// Gradients of ⟨ddx, dx⟩ + ⟨ddw, dw⟩ + ⟨ddb, db⟩, the outputs of backward, wrt its x, weight and dy; those
-// whose pointer is not null. ddx, ddw, ddb may be null (zero); dy may be null where gx and gw are. gdy
-// alone is also the derivative of y along (ddx, ddw, ddb).
+                         const void* bias, const void* mean, const void* invstd, const void* residual,
+                         void* dx, void* dw, void* db, void* dresidual, void* workspace, int threads);
 template <Isa>
 void batch_norm_double_backward(const BatchNormParams& p, const void* mean, const void* invstd,
                                 const void* weight, const void* x, const void* dy, const void* ddx,

@@ -149,7 +149,8 @@ void bind_params(py::module_& m) {
       .field("in_", &BatchNormParams::in)
       .field("training", &BatchNormParams::training)
       .field("momentum", &BatchNormParams::momentum)
-      .field("eps", &BatchNormParams::eps);
+      .field("eps", &BatchNormParams::eps)
+      .field("relu", &BatchNormParams::relu);
 
   ParamsClass<UnpoolParams>(m, "UnpoolParams")
       .field("dtype", &UnpoolParams::dtype)
@@ -207,6 +208,8 @@ void bind_cpu(py::module_ m) {
   m.def("batch_norm_stats_workspace", batch_norm_stats_workspace);
   kernel(m, "batch_norm_apply", cpu::batch_norm_apply<isa>);
   m.def("batch_norm_apply_workspace", batch_norm_apply_workspace);
+  kernel(m, "batch_norm", cpu::batch_norm<isa>);
+  m.def("batch_norm_workspace", batch_norm_forward_workspace);
   kernel(m, "batch_norm_backward", cpu::batch_norm_backward<isa>);
   m.def("batch_norm_backward_workspace", batch_norm_backward_workspace);
   kernel(m, "batch_norm_double_backward", cpu::batch_norm_double_backward<isa>);

@@ -19,6 +19,7 @@
 // In evaluation: gdy = w·r·g + u·x̂ + v, gw = r·F, gx = u·r·dy.
 // So every output is a sum of dy, g, x − μ and 1 with coefficients that belong to the channel.
 #include <cmath>
+#include <stdexcept>
 
 #include "channelwise.h"
 #include "dispatch.h"
@@ -255,7 +256,9 @@ void batch_norm_stats<kIsa>(const BatchNormParams& p, const void* x, void* runni
 
 template <>
 void batch_norm_apply<kIsa>(const BatchNormParams& p, const void* x, const void* weight, const void* bias,
-                            const void* mean, const void* invstd, void* y, void* workspace, int threads) {
+                            const void* mean, const void* invstd, const void* residual, void* y,
+                            void* workspace, int threads) {
+  if (p.relu || residual != nullptr) throw std::invalid_argument("fastops: not fused yet");
   if (elements(p) == 0) return;
   dispatch_floating(p.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
@@ -278,9 +281,20 @@ void batch_norm_apply<kIsa>(const BatchNormParams& p, const void* x, const void*
 }
 
 template <>
+void batch_norm<kIsa>(const BatchNormParams& p, const void* x, const void* weight, const void* bias,
+                      void* running_mean, void* running_var, const void* residual, void* mean, void* invstd,
+                      void* y, void* workspace, int threads) {
+  batch_norm_stats<kIsa>(p, x, running_mean, running_var, mean, invstd, workspace, threads);
+  batch_norm_apply<kIsa>(p, x, weight, bias, mean, invstd, residual, y, workspace, threads);
+}
+
+template <>
 void batch_norm_backward<kIsa>(const BatchNormParams& p, const void* dy_, const void* x_, const void* weight,
-                               const void* mean, const void* invstd, void* dx_, void* dw, void* db,
+                               const void* /*bias*/, const void* mean, const void* invstd,
+                               const void* residual, void* dx_, void* dw, void* db, void* dresidual,
                                void* workspace, int threads) {
+  if (p.relu || residual != nullptr || dresidual != nullptr)
+    throw std::invalid_argument("fastops: not fused yet");
   dispatch_floating(p.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     using A = Acc<T>;

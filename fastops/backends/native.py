@@ -86,14 +86,21 @@ def cpu_launcher(op: str, isa: str = ISA) -> Callable[..., None] | None:
 
 def cuda_launcher(op: str) -> Callable[..., None] | None:
     """Runs the op's CUDA kernel on the current stream of the tensors' device."""
-    kernel = getattr(getattr(_C, "cuda", None), op, None)
+    kernel = getattr(_C.cuda, op, None)
+    workspace_bytes = getattr(_C.cuda, f"{op}_workspace", None)
     if kernel is None:
         return None
 
     def launch(params: Any, *tensors: Tensor | None) -> None:
         device = next(t.device for t in tensors if t is not None)
         with torch.cuda.device(device):
-            kernel(params, *map(_address, tensors), torch.cuda.current_stream(device).cuda_stream)
+            stream = torch.cuda.current_stream(device).cuda_stream
+            if workspace_bytes is None:
+                kernel(params, *map(_address, tensors), stream)
+            else:
+                # Freed when this returns, and not handed out again but to later work on this stream.
+                workspace = torch.empty(workspace_bytes(params), dtype=torch.uint8, device=device)
+                kernel(params, *map(_address, tensors), workspace.data_ptr(), stream)
 
     return launch
 

@@ -141,6 +141,7 @@ class BatchNorm(torch.autograd.Function):
             _contiguous(b),
             mean,
             invstd,
+            None,
             y,
         )
         return y
@@ -218,11 +219,14 @@ class BatchNormBackward(torch.autograd.Function):
             layout.dense(dy, memory_format),
             None if x is None else layout.dense(x, memory_format),
             _contiguous(w),
+            None,
             mean,
             invstd,
+            None,
             dx,
             dw,
             db,
+            None,
         )
         return dx, dw, db
 

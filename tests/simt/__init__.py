@@ -19,6 +19,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 
 from tests.simt import build
 
@@ -62,11 +63,16 @@ def configure(module: ModuleType) -> None:
 
 def launcher(op: str) -> Callable[..., None] | None:
     """The backend: runs the op's CUDA kernel in the emulation, on CPU tensors. None: it has no kernel."""
-    kernel = getattr(load().cuda, op, None)
+    kernels = load().cuda
+    kernel = getattr(kernels, op, None)
+    workspace_bytes = getattr(kernels, f"{op}_workspace", None)
     if kernel is None:
         return None
 
     def launch(params: Any, *tensors: Any) -> None:
+        if workspace_bytes is not None:
+            # As empty as a GPU's memory: whoever reads what nobody has written gets a NaN, or -1.
+            tensors = (*tensors, torch.full((workspace_bytes(params),), 0xFF, dtype=torch.uint8))
         size = sum(t.numel() * t.element_size() for t in tensors if t is not None)
         if MODE == "race" and size > RACE_LIMIT:
             pytest.skip("tensors too large for the race detector")

@@ -250,6 +250,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("set_openmp_runtime", &set_openmp_runtime, py::arg("gomp_parallel"));
   m.def("usable_isas", &usable_isas);
   m.attr("compiler") = __VERSION__;
+  m.attr("invalid_index") = kInvalidIndex;
 
   // Every build has the same names; what is not compiled in is empty.
   bind_cpu<cpu::Isa::kBaseline>(m.def_submodule("cpu_baseline"));

@@ -27,6 +27,11 @@ FASTOPS_INLINE int64_t max_unpool_adjoint_workspace(const UnpoolParams& p, int /
                                     : p.n * p.c * ((volume(p.out) + 63) / 64) * 8;
 }
 
+// What is said of an index outside [0, volume(out)).
+constexpr char kInvalidIndex[] =
+    "max_unpool2d: found an invalid max index: every index must be at least 0 and less than the output's "
+    "height times width";
+
 namespace cpu {
 // The derivative of max pooling at fixed positions, as max_pool found them for p.
 // y[n, c, o] = x[n, c, positions[n, c, o]]; position -1 reads 0.
@@ -51,6 +56,14 @@ void max_unpool_adjoint(const UnpoolParams& p, const void* dy, const void* indic
 namespace cuda {
 void gather(const PoolParams& p, const void* x, const void* positions, void* y, void* stream);
 void scatter_add(const PoolParams& p, const void* dy, const void* positions, void* dx, void* stream);
+// An index outside [0, volume(out)) is skipped, and *report, which the host can read, set to 1.
+void max_unpool(const UnpoolParams& p, const void* x, const void* indices, void* y, void* workspace,
+                int32_t* report, void* stream);
+// There it is skipped; max_unpool has reported it.
+void max_unpool_adjoint(const UnpoolParams& p, const void* dy, const void* indices, void* dx, void* workspace,
+                        void* stream);
+// Bytes of workspace that both want.
+int64_t max_unpool_workspace(const UnpoolParams& p);
 }  // namespace cuda
 
 }  // namespace fastops

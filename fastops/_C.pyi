@@ -148,3 +148,4 @@ cpu_baseline: _CpuKernels
 cuda: ModuleType
 cuda_archs: str
 cuda_version: str
+invalid_index: str

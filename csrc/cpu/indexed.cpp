@@ -15,10 +15,6 @@ namespace fastops {
 namespace cpu {
 namespace {
 
-constexpr char kOutOfRange[] =
-    "max_unpool2d: found an invalid max index: every index must be at least 0 and less than the output's "
-    "height times width";
-
 // Whether every index is in [0, size).
 bool all_inside(const int64_t* indices, int64_t count, int64_t size, int threads) {
   constexpr int64_t kBlock = 16384;
@@ -135,7 +131,7 @@ template <>
 void max_unpool<kIsa>(const UnpoolParams& p, const void* x, const void* indices, void* y, int threads) {
   const int64_t in = volume(p.in), out = volume(p.out);
   const int64_t* where = static_cast<const int64_t*>(indices);
-  if (!all_inside(where, p.n * p.c * in, out, threads)) throw std::runtime_error(kOutOfRange);
+  if (!all_inside(where, p.n * p.c * in, out, threads)) throw std::runtime_error(kInvalidIndex);
   if (out == 0) return;
   const Walk walk(p, threads);
   dispatch_floating(p.dtype, [&](auto type) {
@@ -177,7 +173,7 @@ void max_unpool_adjoint<kIsa>(const UnpoolParams& p, const void* dy, const void*
       if (!good) inside.store(false);
     });
   });
-  if (!inside.load()) throw std::runtime_error(kOutOfRange);
+  if (!inside.load()) throw std::runtime_error(kInvalidIndex);
 }
 
 }  // namespace cpu

@@ -10,12 +10,19 @@ namespace fastops {
 namespace cuda {
 namespace {
 
+// A launcher may be followed by "<op>_workspace", the bytes of workspace that it wants given the params,
+// and by "<op>_reports", if it takes a word for what it has to report.
 inline void bind(pybind11::module_ m) {
   kernel(m, "avg_pool", avg_pool);
   kernel(m, "avg_pool_adjoint", avg_pool_adjoint);
   kernel(m, "max_pool", max_pool);
   kernel(m, "gather", gather);
   kernel(m, "scatter_add", scatter_add);
+  kernel(m, "max_unpool", max_unpool);
+  m.def("max_unpool_workspace", max_unpool_workspace);
+  m.attr("max_unpool_reports") = true;
+  kernel(m, "max_unpool_adjoint", max_unpool_adjoint);
+  m.def("max_unpool_adjoint_workspace", max_unpool_workspace);
   kernel(m, "interpolate_nearest", interpolate_nearest);
   kernel(m, "interpolate_nearest_adjoint", interpolate_nearest_adjoint);
 }

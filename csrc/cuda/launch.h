@@ -28,6 +28,11 @@ void launch(const char* name, void (*kernel)(Params...), dim3 grid, dim3 block, 
   check(cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...), name);
 }
 
+// Sets `bytes` bytes at p to `byte`.
+inline void fill_bytes(const char* name, void* p, int byte, int64_t bytes, void* stream) {
+  check(cudaMemsetAsync(p, byte, static_cast<size_t>(bytes), static_cast<cudaStream_t>(stream)), name);
+}
+
 constexpr int kThreads = 256;
 
 // Blocks of kThreads threads for `work` items in a grid-stride loop: enough to fill any GPU a few

@@ -176,6 +176,10 @@ struct LoosePack {
   T v[width];
 };
 
+// A width as a value.
+template <int width>
+using Width = std::integral_constant<int, width>;
+
 // Whether runs of `elements` of elements of `bytes`, one after the other from each of the (combined)
 // addresses, are made of aligned 16 bytes.
 inline bool vectors_fit(int64_t elements, int64_t bytes, uintptr_t addresses) {
@@ -203,9 +207,9 @@ void dispatch_windows(const PoolParams& p, uintptr_t addresses, F f) {
       f(constant, Windows<int64_t>(p, groups));
   };
   if (vectors)
-    with_index(std::integral_constant<int, width>{});
+    with_index(Width<width>{});
   else
-    with_index(std::integral_constant<int, 1>{});
+    with_index(Width<1>{});
 }
 
 }  // namespace

@@ -185,7 +185,9 @@ def max_unpool2d(
     Returns (N, C, H, W) or (C, H, W) in the input's dtype and layout. Of equal indices the last in raster
     order wins, on any number of threads; the others' gradient is zero.
     Raises ValueError for an output_size that pooling could not have come from, RuntimeError for indices
-    out of range, of another dtype or of another shape.
+    out of range, of another dtype or of another shape. On a GPU an index out of range is found while the
+    kernel runs: its value is left out, and the next fastops call on that device raises (with
+    CUDA_LAUNCH_BLOCKING=1 this one). The device goes on working.
     """
     if has_torch_function_variadic(input, indices):
         return handle_torch_function(

@@ -84,23 +84,47 @@ def cpu_launcher(op: str, isa: str = ISA) -> Callable[..., None] | None:
     return launch if workspace_bytes is None else launch_with_workspace
 
 
+# A word per device, in page-locked memory, where kernels report what only they can see: an index that
+# is not in the plane. To wait for the kernel would stall the device; each later launch on it looks
+# instead, which costs nothing.
+_reports: dict[torch.device, Tensor] = {}
+
+
+def raise_reported(report: Tensor) -> None:
+    """Raises what a kernel has reported there, once."""
+    word = ctypes.c_int32.from_address(report.data_ptr())
+    if word.value:
+        word.value = 0
+        raise RuntimeError(_C.invalid_index)
+
+
 def cuda_launcher(op: str) -> Callable[..., None] | None:
     """Runs the op's CUDA kernel on the current stream of the tensors' device."""
     kernel = getattr(_C.cuda, op, None)
     workspace_bytes = getattr(_C.cuda, f"{op}_workspace", None)
+    reports = hasattr(_C.cuda, f"{op}_reports")
     if kernel is None:
         return None
 
     def launch(params: Any, *tensors: Tensor | None) -> None:
         device = next(t.device for t in tensors if t is not None)
+        report = _reports.get(device)
+        if report is not None:
+            raise_reported(report)
         with torch.cuda.device(device):
-            stream = torch.cuda.current_stream(device).cuda_stream
-            if workspace_bytes is None:
-                kernel(params, *map(_address, tensors), stream)
-            else:
+            extra = []
+            if workspace_bytes is not None:
                 # Freed when this returns, and not handed out again but to later work on this stream.
                 workspace = torch.empty(workspace_bytes(params), dtype=torch.uint8, device=device)
-                kernel(params, *map(_address, tensors), workspace.data_ptr(), stream)
+                extra.append(workspace.data_ptr())
+            if reports:
+                if report is None:
+                    report = torch.zeros(1, dtype=torch.int32, device="cpu", pin_memory=True)
+                    report = _reports.setdefault(device, report)
+                extra.append(report.data_ptr())
+            kernel(params, *map(_address, tensors), *extra, torch.cuda.current_stream(device).cuda_stream)
+        if report is not None:  # with CUDA_LAUNCH_BLOCKING=1 the kernel has run by now
+            raise_reported(report)
 
     return launch
 

@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 import torch
 
+from fastops.backends import native
 from tests.simt import build
 
 NAME = "cuda-emulated"
@@ -66,6 +67,7 @@ def launcher(op: str) -> Callable[..., None] | None:
     kernels = load().cuda
     kernel = getattr(kernels, op, None)
     workspace_bytes = getattr(kernels, f"{op}_workspace", None)
+    report = torch.zeros(1, dtype=torch.int32) if hasattr(kernels, f"{op}_reports") else None
     if kernel is None:
         return None
 
@@ -73,9 +75,13 @@ def launcher(op: str) -> Callable[..., None] | None:
         if workspace_bytes is not None:
             # As empty as a GPU's memory: whoever reads what nobody has written gets a NaN, or -1.
             tensors = (*tensors, torch.full((workspace_bytes(params),), 0xFF, dtype=torch.uint8))
+        if report is not None:
+            tensors = (*tensors, report)
         size = sum(t.numel() * t.element_size() for t in tensors if t is not None)
         if MODE == "race" and size > RACE_LIMIT:
             pytest.skip("tensors too large for the race detector")
         kernel(params, *(0 if t is None else t.data_ptr() for t in tensors), 0)
+        if report is not None:
+            native.raise_reported(report)
 
     return launch

@@ -210,6 +210,8 @@ inline unsigned atomicInc(unsigned* p, unsigned last) {
 
 // ---- arithmetic ---------------------------------------------------------------------------------
 
+inline int min(int a, int b) { return a < b ? a : b; }
+inline int max(int a, int b) { return a > b ? a : b; }
 inline float __int_as_float(int v) { return simt::bits<float>(v); }
 inline int __float_as_int(float v) { return simt::bits<int>(v); }
 inline float __uint_as_float(unsigned v) { return simt::bits<float>(v); }

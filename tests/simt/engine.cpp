@@ -119,6 +119,10 @@ cudaError_t run_grid(const cudaLaunchConfig_t& config, const void* kernel, void 
 extern "C" {
 cudaError_t cudaGetLastError() { return cudaSuccess; }
 const char* cudaGetErrorString(cudaError_t) { return simt::last_error.c_str(); }
+cudaError_t cudaMemsetAsync(void* p, int byte, size_t bytes, cudaStream_t) {
+  std::memset(p, byte, bytes);
+  return cudaSuccess;
+}
 cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute, int value) {
   if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaSuccess;
   if (value < 0 || static_cast<size_t>(value) > simt::kSharedMax)

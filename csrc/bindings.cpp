@@ -107,7 +107,10 @@ void bind_params(py::module_& m) {
       .value("bf16", DType::kBF16)
       .value("u8", DType::kU8);
 
-  py::enum_<IndexType>(m, "IndexType").value("i64", IndexType::kI64).value("i32", IndexType::kI32);
+  py::enum_<IndexType>(m, "IndexType")
+      .value("i64", IndexType::kI64)
+      .value("i32", IndexType::kI32)
+      .value("u8", IndexType::kU8);
 
   ParamsClass<PoolParams>(m, "PoolParams")
       .field("dtype", &PoolParams::dtype)

@@ -55,6 +55,12 @@ FASTOPS_INLINE Range window_taps(const PoolAxis& a, int64_t o) {
           imin(a.kernel, start < a.in ? ceil_div(a.in - start, a.dilation) : 0)};
 }
 
+// No window of the axis has more taps, counted from its start, inside the input or not.
+FASTOPS_INLINE int64_t most_taps(const PoolAxis& a) {
+  if (!a.adaptive) return a.kernel;
+  return a.out == 0 ? 0 : a.in % a.out == 0 ? a.in / a.out : a.in / a.out + 2;
+}
+
 // Windows whose span covers position i, for dilation 1: the inverse of window().
 FASTOPS_INLINE Range windows_covering(const PoolAxis& a, int64_t i) {
   if (a.adaptive) return {i * a.out / a.in, imin(ceil_div((i + 1) * a.out, a.in), a.out)};

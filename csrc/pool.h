@@ -25,7 +25,7 @@ struct PoolParams {
   bool adaptive = false;          // windows from in and out alone; kernel to dilation are unused
   bool count_include_pad = true;  // averages only: padding counts in the divisor
   int64_t divisor_override = 0;   // averages only; 0: none; may be negative, as in torch
-  // Maxima only: the element type of the positions, which are flat in the input's d·h·w.
+  // Maxima only: how positions are said. The CPU kernels know those that are flat in the input's d·h·w.
   IndexType positions = IndexType::kI64;
 };
 

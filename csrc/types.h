@@ -19,9 +19,10 @@ namespace fastops {
 // Element type of the tensors of one call. Accumulation is in fp64 for kF64 and fp32 for the rest.
 enum class DType : int32_t { kF64 = 0, kF32 = 1, kF16 = 2, kBF16 = 3, kU8 = 4 };
 
-// Element type of a tensor of positions inside a plane. Python gives users kI64; what only a backward
-// pass reads is as narrow as the plane allows.
-enum class IndexType : int32_t { kI64 = 0, kI32 = 1 };
+// Element type of a tensor that says where maxima were found: flat in the plane for kI64, which is what
+// users get, and kI32. kU8: the number of the tap inside the window (tap_number), for those backends and
+// windows that have it; 255: none.
+enum class IndexType : int32_t { kI64 = 0, kI32 = 1, kU8 = 2 };
 
 // Sizes of the spatial dimensions. 2-d layers have d = 1, 1-d layers d = h = 1.
 struct Extent {

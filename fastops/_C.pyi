@@ -18,6 +18,7 @@ class DType:
 class IndexType:
     i64: ClassVar[IndexType]
     i32: ClassVar[IndexType]
+    u8: ClassVar[IndexType]
     __members__: ClassVar[dict[str, IndexType]]
     name: str
     value: int

@@ -36,6 +36,7 @@ def emulated_launcher(op: str) -> Callable[..., None]:
 
 if simt.why_unavailable() is None:
     _backends.BACKENDS[simt.NAME] = emulated_launcher
+    _backends.NUMBERS_TAPS.add(simt.NAME)
 
 
 def device_of(backend: str) -> str:

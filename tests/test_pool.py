@@ -11,7 +11,7 @@ from torch import Tensor
 import fastops
 import fastops.functional as G
 from fastops import _C
-from fastops.backends import launch
+from fastops.backends import NUMBERS_TAPS, launch
 from fastops.ops import layout, max_pool, pool
 
 every_layout = pytest.mark.parametrize(
@@ -114,17 +114,24 @@ SPECS = [
 
 
 @every_layout
-@pytest.mark.parametrize("index_dtype", [torch.int64, torch.int32], ids=["i64", "i32"])
+@pytest.mark.parametrize("index_dtype", [torch.int64, torch.int32, torch.uint8], ids=["i64", "i32", "u8"])
 @pytest.mark.parametrize("spec", SPECS, ids=str)
 def test_gather_and_scatter_add(
     spec: Any, index_dtype: torch.dtype, memory_format: torch.memory_format, backend: str
 ) -> None:
+    if index_dtype is torch.uint8 and (
+        backend not in NUMBERS_TAPS or max_pool.narrowest(spec, 13, 17, True) is not torch.uint8
+    ):
+        pytest.skip("the backend, or the window, has no numbers of taps in a byte")
     x = torch.randn(2, 11, 13, 17, dtype=torch.float64).contiguous(memory_format=memory_format)
     y, positions = max_pool.MaxPool.forward(x, spec, index_dtype)
     assert positions is not None and positions.dtype == index_dtype
     assert torch.equal(max_pool.Gather.forward(x, positions, spec, memory_format), y)
     dy, other = torch.randn_like(y), torch.randn_like(x)
     dx = max_pool.ScatterAdd.forward(dy, positions, spec, x.shape, memory_format)
+    if index_dtype is torch.uint8:  # numbers of taps: see whether they mean these positions
+        positions = max_pool.MaxPool.forward(x, spec, torch.int64)[1]
+        assert positions is not None
     assert_adjoint(max_pool.Gather.forward(other, positions, spec, memory_format), dy, other, dx)
     expected = torch.zeros(2, 11, 13 * 17, dtype=torch.float64)
     expected.scatter_add_(2, positions.long().flatten(2), dy.flatten(2))

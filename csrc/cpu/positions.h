@@ -18,6 +18,8 @@ void dispatch_positions(IndexType type, F f) {
       return f(Type<int64_t>{});
     case IndexType::kI32:
       return f(Type<int32_t>{});
+    case IndexType::kU8:
+      break;
   }
   throw std::invalid_argument("fastops: positions are int64 or int32");
 }

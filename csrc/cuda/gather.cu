@@ -20,7 +20,9 @@ __global__ void gather_kernel(Windows<I> w, I in_plane, int64_t work, const T* x
     Pack<T, width> result;
 #pragma unroll
     for (int u = 0; u < width; ++u) {
-      const I pixel = static_cast<I>(where.v[u]);
+      I pixel = static_cast<I>(where.v[u]);
+      if constexpr (std::is_same<P, uint8_t>::value)
+        pixel = where.v[u] == kNoTap ? -1 : w.position_of_tap(o, pixel);
       result.v[u] = pixel < 0 ? from_acc<T>(0) : x[((plane + pixel) * w.groups + o.group) * width + u];
     }
     y[i] = result;
@@ -33,16 +35,19 @@ __global__ void scatter_add_kernel(Windows<I> w, int64_t work, const Pack<T, wid
   using A = Acc<T>;
   for (int64_t i = first_item(); i < work; i += item_stride()) {
     const Place<I> at = w.input(static_cast<I>(i));
-    const P here = static_cast<P>((at.d * w.h.in + at.h) * w.w.in + at.w);
+    constexpr bool numbers = std::is_same<P, uint8_t>::value;
+    const P position = static_cast<P>((at.d * w.h.in + at.h) * w.w.in + at.w);
     const Covering<I> cd = w.d.covering(at.d), ch = w.h.covering(at.h), cw = w.w.covering(at.w);
     A sum[width] = {};
     for (I d = cd.begin; d < cd.end; d += cd.step)
       for (I h = ch.begin; h < ch.end; h += ch.step) {
         const I row = w.output_row(at, d, h);
+        const I taps = numbers ? w.tap_number(w.d.tap_at(d, at.d), w.h.tap_at(h, at.h), 0) : 0;
         for (I o = cw.begin; o < cw.end; o += cw.step) {
           const I from = row + o * w.groups;
           const Pack<P, width> where = positions[from];
           const Pack<T, width> v = dy[from];
+          const P here = numbers ? static_cast<P>(taps + w.w.tap_at(o, at.w)) : position;
 #pragma unroll
           for (int u = 0; u < width; ++u) sum[u] += where.v[u] == here ? to_acc(v.v[u]) : A(0);
         }

@@ -9,18 +9,21 @@ namespace fastops {
 namespace cuda {
 namespace {
 
-// P: the type of the positions, or NoPositions.
+// P: how positions are said, or NoPositions.
 template <typename T, int width, typename I, typename P>
 __global__ void max_pool_kernel(Windows<I> w, int64_t work, const Pack<T, width>* x, Pack<T, width>* y,
                                 Pack<P, width>* positions) {
   using A = Acc<T>;
-  constexpr bool wanted = !std::is_same<P, NoPositions>::value;
+  constexpr bool wanted = !std::is_same<P, NoPositions>::value, numbers = std::is_same<P, uint8_t>::value;
+  const I step = numbers ? 1 : w.w.dilation;
   for (int64_t i = first_item(); i < work; i += item_stride()) {
     const Place<I> o = w.output(static_cast<I>(i));
     const Taps<I> td = w.d.taps(o.d), th = w.h.taps(o.h), tw = w.w.taps(o.w);
     // A window of nothing but -inf has its maximum at its first element; one without elements at -1.
     const bool some = td.count > 0 && th.count > 0 && tw.count > 0;
-    const I start = some ? (td.first * w.h.in + th.first) * w.w.in + tw.first : -1;
+    const I inside = numbers ? w.tap_number(td.skipped, th.skipped, tw.skipped)
+                             : (td.first * w.h.in + th.first) * w.w.in + tw.first;
+    const I start = some ? inside : -1;
     A best[width];
     I where[width];
 #pragma unroll
@@ -30,8 +33,9 @@ __global__ void max_pool_kernel(Windows<I> w, int64_t work, const Pack<T, width>
       I h = th.first;
       for (I k = 0; k < th.count; ++k, h += w.h.dilation) {
         const Pack<T, width>* from = x + w.input_row(o, d, h) + tw.first * w.groups;
-        I here = (d * w.h.in + h) * w.w.in + tw.first;
-        for (I l = 0; l < tw.count; ++l, from += w.w.dilation * w.groups, here += w.w.dilation) {
+        I here = numbers ? w.tap_number(td.skipped + j, th.skipped + k, tw.skipped)
+                         : (d * w.h.in + h) * w.w.in + tw.first;
+        for (I l = 0; l < tw.count; ++l, from += w.w.dilation * w.groups, here += step) {
           const Pack<T, width> v = *from;
 #pragma unroll
           for (int u = 0; u < width; ++u) {

@@ -34,10 +34,11 @@ struct Divider<int32_t> {
   }
 };
 
-// Positions first, first + dilation, … of an axis: `count` of them, perhaps none.
+// Positions first, first + dilation, … of an axis: `count` of them, perhaps none. So many taps of the window
+// come before and are outside.
 template <typename I>
 struct Taps {
-  I first, count;
+  I first, count, skipped;
 };
 // Windows begin, begin + step, … below end.
 template <typename I>
@@ -64,20 +65,24 @@ struct Axis {
         by_in(a.in),
         by_out(a.out),
         by_stride(a.stride),
-        by_dilation(a.dilation) {}
+        by_dilation(a.adaptive ? 1 : a.dilation) {}
 
   // The taps of window o inside the input.
   FASTOPS_HD Taps<I> taps(I o) const {
     if (adaptive) {
       const I first = by_out(o * in);
-      return {first, by_out((o + 1) * in + out - 1) - first};
+      return {first, by_out((o + 1) * in + out - 1) - first, 0};
     }
     const I start = o * stride - pad;
     const I skipped = start < 0 ? by_dilation(dilation - 1 - start) : 0;
     I end = kernel;
     if (start + (kernel - 1) * dilation >= in) end = start < in ? by_dilation(in - start + dilation - 1) : 0;
-    return {start + skipped * dilation, end > skipped ? end - skipped : 0};
+    return {start + skipped * dilation, end > skipped ? end - skipped : 0, skipped};
   }
+  // Its first tap, which may be outside.
+  FASTOPS_HD I start(I o) const { return adaptive ? by_out(o * in) : o * stride - pad; }
+  // Which of its taps position i is.
+  FASTOPS_HD I tap_at(I o, I i) const { return by_dilation(i - start(o)); }
   // The windows that have position i among their taps.
   FASTOPS_HD Covering<I> covering(I i) const {
     if (adaptive) {
@@ -115,11 +120,19 @@ struct Place {
 template <typename I>
 struct Windows {
   Axis<I> d, h, w;
-  I groups;
-  Divider<I> by_groups;
+  I groups, taps_h, taps_w;  // of a window at most
+  Divider<I> by_groups, by_taps_h, by_taps_w;
 
   Windows(const PoolParams& p, int64_t channel_groups)
-      : d(axis_d(p)), h(axis_h(p)), w(axis_w(p)), groups(channel_groups), by_groups(channel_groups) {}
+      : d(axis_d(p)),
+        h(axis_h(p)),
+        w(axis_w(p)),
+        groups(channel_groups),
+        taps_h(most_taps(axis_h(p))),
+        taps_w(most_taps(axis_w(p))),
+        by_groups(channel_groups),
+        by_taps_h(taps_h),
+        by_taps_w(taps_w) {}
 
   FASTOPS_HD Place<I> output(I index) const {
     return place(index, d.out, h.out, w.out, d.by_out, h.by_out, w.by_out);
@@ -133,6 +146,14 @@ struct Windows {
   }
   FASTOPS_HD I input_row(const Place<I>& at, I id, I ih) const {
     return ((at.plane * d.in + id) * h.in + ih) * w.in * groups + at.group;
+  }
+  // Taps numbered in raster order, also of a window that is partly outside; and the position of one.
+  FASTOPS_HD I tap_number(I td, I th, I tw) const { return (td * taps_h + th) * taps_w + tw; }
+  FASTOPS_HD I position_of_tap(const Place<I>& o, I number) const {
+    const I row = by_taps_w(number), slice = by_taps_h(row);
+    const I at_d = d.start(o.d) + slice * d.dilation,
+            at_h = h.start(o.h) + (row - slice * taps_h) * h.dilation;
+    return (at_d * h.in + at_h) * w.in + w.start(o.w) + (number - row * taps_w) * w.dilation;
   }
 
  private:

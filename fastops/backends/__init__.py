@@ -43,6 +43,8 @@ BACKENDS: dict[str, Callable[[str], Launcher | None]] = {
     "cpu": native.cpu_launcher,
     "cuda": native.cuda_launcher,
 }
+# Those whose max pooling can say where maxima are in a byte: the number of the tap inside its window.
+NUMBERS_TAPS = {"cuda"}
 # Which backends may serve a device type, best first.
 CANDIDATES: dict[str, list[str]] = {"cpu": ["cpu"], "cuda": ["cuda"]}
 

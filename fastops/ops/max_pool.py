@@ -5,11 +5,13 @@ other's derivative, to any order. Unpooling assigns where ScatterAdd accumulates
 ``MaxUnpoolAdjoint`` are such a pair of their own.
 
 Positions are flat in the input's plane and have the output's shape and layout: int64 where the caller
-gets them, as narrow as the plane allows where only derivatives read them.
+gets them, int32 where only derivatives read them. Some backends have it in a byte instead, the number of
+the tap inside its window.
 """
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -17,12 +19,16 @@ import torch
 from torch import Tensor
 
 from fastops import _C
-from fastops.backends import DTYPES, launch
+from fastops.backends import DTYPES, NUMBERS_TAPS, choose, launch
 from fastops.ops import layout
 from fastops.ops.autograd import call, is_differentiated
 from fastops.ops.pool import AdaptiveSpec, Plan, checked_pooled_size
 
-INDEX_TYPES = {torch.int64: _C.IndexType.i64, torch.int32: _C.IndexType.i32}
+INDEX_TYPES = {
+    torch.int64: _C.IndexType.i64,
+    torch.int32: _C.IndexType.i32,
+    torch.uint8: _C.IndexType.u8,
+}
 
 
 class MaxPoolSpec(NamedTuple):
@@ -86,12 +92,27 @@ def max_pool_plan(
     return Plan(params, tuple(shape), (n, c, *out))
 
 
+@lru_cache(maxsize=4096)
+def narrowest(spec: Spec, height: int, width: int, numbers_taps: bool) -> torch.dtype:
+    """The dtype for positions that only derivatives read."""
+    if isinstance(spec, AdaptiveSpec):
+        sizes = zip((height, width), spec.output_size, strict=True)
+        taps = math.prod(1 if o is None else i // o if i % o == 0 else i // o + 2 for i, o in sizes if o != 0)
+    else:
+        taps = math.prod(spec.kernel)
+    if numbers_taps and taps < 256:  # 255 is for windows without an element
+        return torch.uint8
+    return torch.int32 if height * width < 2**31 else torch.int64
+
+
 def max_pool(x: Tensor, spec: Spec, return_indices: bool) -> tuple[Tensor, Tensor | None]:
     """Maxima over windows and, where asked for, their int64 positions (else None)."""
     if is_differentiated(x):
         # Derivatives need positions too. Those that nobody else sees may be narrow.
-        narrow = not return_indices and x.shape[-1] * x.shape[-2] < 2**31
-        return call(MaxPool, x, spec, torch.int32 if narrow else torch.int64)
+        if return_indices:
+            return call(MaxPool, x, spec, torch.int64)
+        numbers_taps = choose("max_pool", x.device.type).backend in NUMBERS_TAPS
+        return call(MaxPool, x, spec, narrowest(spec, x.shape[2], x.shape[3], numbers_taps))
     return MaxPool.forward(x, spec, torch.int64 if return_indices else None)
 
 

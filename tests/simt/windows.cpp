@@ -34,8 +34,14 @@ void compare_axis(const PoolAxis& a) {
     const Range wanted = window_taps(a, o);
     const cuda::Taps<I> taps = axis.taps(static_cast<I>(o));
     expect(taps.count == imax(wanted.end - wanted.begin, 0), "taps", o, taps.count);
-    if (taps.count > 0)
+    if (taps.count > 0) {
+      expect(taps.skipped == (a.adaptive ? 0 : wanted.begin), "skipped", o, taps.skipped);
+      for (I k = 0; k < taps.count; ++k)
+        expect(axis.tap_at(static_cast<I>(o), taps.first + k * axis.dilation) == taps.skipped + k, "tap", o,
+               k);
+      expect(taps.skipped + taps.count <= most_taps(a), "most taps", o, taps.count);
       expect(taps.first == window_start(a, o) + wanted.begin * axis.dilation, "first tap", o, taps.first);
+    }
     if (axis.dilation == 1)
       expect(axis.counted(static_cast<I>(o), true) == window_count(a, o, true), "counted", o, a.kernel);
   }

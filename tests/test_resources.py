@@ -1,0 +1,74 @@
+"""No CUDA kernel spills or uses local memory, and those that promise 16-byte accesses have them."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+import pytest
+
+from fastops import _C
+from tests import resources
+
+TABLE = Path(__file__).resolve().parent.parent / "docs" / "cuda_resources.md"
+
+# What the instantiations for 16 bytes of elements have 16-byte accesses for; "" where there are none such.
+VECTOR_ACCESSES = {
+    "average_images_kernel": "load store",
+    "average_planes_kernel": "load",  # a plane's average is one element
+    "avg_pool_adjoint_kernel": "load store",
+    "avg_pool_kernel": "load store",
+    "bounds_kernel": "",
+    "claim_kernel": "",
+    "gather_kernel": "store",  # each element of x has a place of its own
+    "max_pool_kernel": "load store",
+    "nearest_adjoint_kernel": "",
+    "nearest_kernel": "load store",
+    "scatter_add_kernel": "load store",
+    "unpool_adjoint_chunks_kernel": "",
+    "unpool_adjoint_kernel": "",
+    "unpool_chunks_kernel": "store",
+    "unpool_kernel": "store",
+}
+# 65,536 registers serve at least two blocks of 256 threads on a multiprocessor.
+MOST_REGISTERS = 128
+
+pytestmark = pytest.mark.skipif(
+    resources.why_unavailable() is not None, reason=str(resources.why_unavailable())
+)
+
+
+@lru_cache(maxsize=1)
+def kernels() -> list[resources.Kernel]:
+    return [kernel for path in resources.OBJECTS for kernel in resources.read(path)]
+
+
+def test_every_kernel_is_known() -> None:
+    assert {k.name for k in kernels()} == {*VECTOR_ACCESSES}
+    assert {k.arch for k in kernels()} == {f"sm_{a}" for a in _C.cuda_archs.split(";")}
+
+
+def test_no_local_memory() -> None:
+    assert [k for k in kernels() if k.stack or k.sass["local"]] == []
+
+
+def test_registers_and_shared_memory() -> None:
+    assert [k for k in kernels() if k.registers > MOST_REGISTERS or k.shared > 48 << 10] == []
+
+
+@pytest.mark.parametrize("name", VECTOR_ACCESSES)
+def test_sixteen_bytes_at_a_time(name: str) -> None:
+    wanted = VECTOR_ACCESSES[name].split()
+    vector = [k for k in kernels() if k.name == name and k.is_vector]
+    assert bool(vector) == bool(wanted)
+    assert [(k, what) for k in vector for what in wanted if k.sass[what] == 0] == []
+
+
+def test_table_is_up_to_date() -> None:
+    text = "\n".join(resources.table(kernels())) + "\n"
+    written = TABLE.read_text()
+    head = f"nvcc {_C.cuda_version} made"
+    archs = {line.split("|")[2].strip() for line in written.splitlines() if line.startswith("| `")}
+    if head not in written or archs != {k.arch for k in kernels()}:
+        pytest.skip("the table is another compiler's")
+    assert written == text, "run: python -m tests.resources > docs/cuda_resources.md"

@@ -25,17 +25,23 @@ _without_kernel: dict[str, str] = {}
 _case = ""
 
 
-def emulated_launcher(op: str) -> Callable[..., None]:
-    """The CUDA kernels in the emulation, on CPU tensors; a test that calls for another op is skipped."""
-    launcher = simt.launcher(op)
-    if launcher is None:
-        _without_kernel[_case] = f"no CUDA kernel for {op}"
-        pytest.skip(_without_kernel[_case])
+def or_skip(launcher_of: Callable[[str], Callable[..., None] | None]) -> Callable[[str], Callable[..., None]]:
+    """A backend of CUDA kernels, of which some are still to come: a test that calls for one is skipped."""
+
+    def launcher(op: str) -> Callable[..., None]:
+        found = launcher_of(op)
+        if found is None:
+            _without_kernel[_case] = f"no CUDA kernel for {op}"
+            pytest.skip(_without_kernel[_case])
+        return found
+
     return launcher
 
 
+if torch.cuda.is_available():
+    _backends.BACKENDS["cuda"] = or_skip(native.cuda_launcher)
 if simt.why_unavailable() is None:
-    _backends.BACKENDS[simt.NAME] = emulated_launcher
+    _backends.BACKENDS[simt.NAME] = or_skip(simt.launcher)
     _backends.NUMBERS_TAPS.add(simt.NAME)
 
 
@@ -44,15 +50,29 @@ def device_of(backend: str) -> str:
     return "cuda" if backend in ("cuda", "triton") else "cpu"
 
 
-@pytest.fixture(params=[b for b in _backends.BACKENDS if device_of(b) == "cpu" or torch.cuda.is_available()])
+def _parameters() -> Iterator[Any]:
+    for name in _backends.BACKENDS:
+        if device_of(name) == "cpu":
+            yield name
+        elif torch.cuda.is_available():
+            yield pytest.param(name, marks=pytest.mark.gpu)
+
+
+@pytest.fixture(params=_parameters())
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """Forces one backend for the length of a test; its value is the backend's name."""
     global _case
     _case = str(request.node.callspec.params.get("case", request.node.nodeid))
-    if request.param == simt.NAME and _case in _without_kernel:
+    if request.param in ("cuda", simt.NAME) and _case in _without_kernel:
         pytest.skip(_without_kernel[_case])
     with fastops.backend(request.param):
         yield request.param
+
+
+@pytest.fixture
+def device(backend: str) -> str:
+    """The device whose tensors the backend works on."""
+    return device_of(backend)
 
 
 @pytest.fixture

@@ -41,19 +41,23 @@ def window_maximum(values: list[float]) -> int:
     ],
     ids=str,
 )
-def test_which_maximum(values: list[float], memory_format: torch.memory_format, backend: str) -> None:
+def test_which_maximum(
+    values: list[float], memory_format: torch.memory_format, backend: str, device: str
+) -> None:
     """The same window at every place of planes of several sizes, so that every loop meets it."""
     place = window_maximum(values)
     for width in (1, 3, 8, 37):
         tile = (
-            torch.tensor(values)
+            torch.tensor(values, device=device)
             .view(1, 1, 2, 2)
             .repeat(1, 9, 3, width)
             .contiguous(memory_format=memory_format)
         )
         for function, options in ((G.max_pool2d, (2,)), (G.adaptive_max_pool2d, ((3, width),))):
             y, indices = function(tile, *options, return_indices=True)
-            row, column = torch.meshgrid(torch.arange(3), torch.arange(width), indexing="ij")
+            row, column = torch.meshgrid(
+                torch.arange(3, device=device), torch.arange(width, device=device), indexing="ij"
+            )
             expected = (2 * row + place // 2) * 2 * width + 2 * column + place % 2
             assert torch.equal(indices, expected.expand_as(indices))
             assert torch.equal(y.nan_to_num(7), torch.full_like(y, values[place]).nan_to_num(7))
@@ -61,17 +65,19 @@ def test_which_maximum(values: list[float], memory_format: torch.memory_format, 
 
 
 @every_layout
-def test_all_minus_infinity_at_the_edge(memory_format: torch.memory_format, backend: str) -> None:
+def test_all_minus_infinity_at_the_edge(
+    memory_format: torch.memory_format, backend: str, device: str
+) -> None:
     """With padding the position is that of the first element inside the input."""
-    x = torch.full((1, 3, 4, 4), -INF).contiguous(memory_format=memory_format)
+    x = torch.full((1, 3, 4, 4), -INF, device=device).contiguous(memory_format=memory_format)
     _, indices = G.max_pool2d(x, 3, 2, 1, return_indices=True)
     assert indices[0, 0].tolist() == [[0, 1], [4, 5]]
 
 
 @every_layout
-def test_window_without_elements(memory_format: torch.memory_format, backend: str) -> None:
+def test_window_without_elements(memory_format: torch.memory_format, backend: str, device: str) -> None:
     """Dilation can step over a small input: -inf at no position, and no gradient."""
-    x = torch.ones(1, 3, 1, 1).contiguous(memory_format=memory_format).requires_grad_()
+    x = torch.ones(1, 3, 1, 1, device=device).contiguous(memory_format=memory_format).requires_grad_()
     y, indices = G.max_pool2d(x, 2, 1, 1, 2, return_indices=True)
     assert y.flatten().tolist() == [-INF] * 3 and indices.flatten().tolist() == [-1] * 3
     (dx,) = torch.autograd.grad(y, x, torch.ones_like(y), create_graph=True)
@@ -117,13 +123,13 @@ SPECS = [
 @pytest.mark.parametrize("index_dtype", [torch.int64, torch.int32, torch.uint8], ids=["i64", "i32", "u8"])
 @pytest.mark.parametrize("spec", SPECS, ids=str)
 def test_gather_and_scatter_add(
-    spec: Any, index_dtype: torch.dtype, memory_format: torch.memory_format, backend: str
+    spec: Any, index_dtype: torch.dtype, memory_format: torch.memory_format, backend: str, device: str
 ) -> None:
     if index_dtype is torch.uint8 and (
         backend not in NUMBERS_TAPS or max_pool.narrowest(spec, 13, 17, True) is not torch.uint8
     ):
         pytest.skip("the backend, or the window, has no numbers of taps in a byte")
-    x = torch.randn(2, 11, 13, 17, dtype=torch.float64).contiguous(memory_format=memory_format)
+    x = torch.randn(2, 11, 13, 17, dtype=torch.float64, device=device).contiguous(memory_format=memory_format)
     y, positions = max_pool.MaxPool.forward(x, spec, index_dtype)
     assert positions is not None and positions.dtype == index_dtype
     assert torch.equal(max_pool.Gather.forward(x, positions, spec, memory_format), y)
@@ -133,7 +139,7 @@ def test_gather_and_scatter_add(
         positions = max_pool.MaxPool.forward(x, spec, torch.int64)[1]
         assert positions is not None
     assert_adjoint(max_pool.Gather.forward(other, positions, spec, memory_format), dy, other, dx)
-    expected = torch.zeros(2, 11, 13 * 17, dtype=torch.float64)
+    expected = torch.zeros(2, 11, 13 * 17, dtype=torch.float64, device=device)
     expected.scatter_add_(2, positions.long().flatten(2), dy.flatten(2))
     torch.testing.assert_close(dx.flatten(2), expected)
 
@@ -151,17 +157,20 @@ def test_gather_and_scatter_add(
     ],
     ids=str,
 )
-def test_avg_pool_and_adjoint(spec: Any, memory_format: torch.memory_format, backend: str) -> None:
-    x = torch.randn(2, 11, 13, 17, dtype=torch.float64).contiguous(memory_format=memory_format)
+def test_avg_pool_and_adjoint(
+    spec: Any, memory_format: torch.memory_format, backend: str, device: str
+) -> None:
+    x = torch.randn(2, 11, 13, 17, dtype=torch.float64, device=device).contiguous(memory_format=memory_format)
     y = pool.AvgPool.forward(x, spec)
     dy = torch.randn_like(y)
     assert_adjoint(y, dy, x, pool.AvgPoolAdjoint.forward(dy, spec, x.shape, memory_format))
 
 
 @every_layout
-def test_third_order(memory_format: torch.memory_format, backend: str) -> None:
-    x = torch.randn(1, 3, 8, 8, dtype=torch.float64).contiguous(memory_format=memory_format).requires_grad_()
-    indices = torch.randperm(256)[:64].view(1, 1, 8, 8).expand(1, 3, 8, 8)
+def test_third_order(memory_format: torch.memory_format, backend: str, device: str) -> None:
+    x = torch.randn(1, 3, 8, 8, dtype=torch.float64, device=device)
+    x = x.contiguous(memory_format=memory_format).requires_grad_()
+    indices = torch.randperm(256, device=device)[:64].view(1, 1, 8, 8).expand(1, 3, 8, 8)
     for y in (
         G.max_pool2d(x, 3, 2, 1),
         G.adaptive_max_pool2d(x, 3),
@@ -182,18 +191,24 @@ def test_third_order(memory_format: torch.memory_format, backend: str) -> None:
 @pytest.mark.parametrize("shape", [(1, 1, 9, 9), (2, 5, 9, 9), (1, 150, 9, 9)], ids=str)
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_duplicates(
-    shape: tuple[int, ...], count: int, memory_format: torch.memory_format, backend: str, threads: None
+    shape: tuple[int, ...],
+    count: int,
+    memory_format: torch.memory_format,
+    backend: str,
+    device: str,
+    threads: None,
 ) -> None:
     """The last in raster order wins, on any number of threads; the losers' gradient is zero."""
     torch.set_num_threads(count)
     n, c, h, w = shape
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(shape, generator=generator, dtype=torch.float64).contiguous(memory_format=memory_format)
-    indices = torch.randint(0, 40, shape, generator=generator).contiguous(memory_format=memory_format)
+    x = torch.randn(shape, generator=generator, dtype=torch.float64).to(device, memory_format=memory_format)
+    indices = torch.randint(0, 40, shape, generator=generator).to(device, memory_format=memory_format)
     y = G.max_unpool2d(x.requires_grad_(), indices, 2)
-    dy = torch.randn(y.shape, generator=generator, dtype=torch.float64)
+    dy = torch.randn(y.shape, generator=generator, dtype=torch.float64).to(device)
     (dx,) = torch.autograd.grad(y, x, dy)
-    expected, expected_dx = torch.zeros(n, c, 4 * h * w).double(), torch.zeros(n, c, h * w).double()
+    expected = torch.zeros(n, c, 4 * h * w, dtype=torch.float64, device=device)
+    expected_dx = torch.zeros(n, c, h * w, dtype=torch.float64, device=device)
     values, where, gradients = x.detach().flatten(2), indices.flatten(2), dy.flatten(2)
     for i in range(h * w):
         expected.scatter_(2, where[..., i : i + 1], values[..., i : i + 1])
@@ -206,16 +221,20 @@ def test_duplicates(
 
 @every_layout
 @pytest.mark.parametrize("bad", [-1, 36, 2**31, -(2**63), 2**63 - 1])
-def test_index_out_of_range(bad: int, memory_format: torch.memory_format, backend: str) -> None:
+def test_index_out_of_range(bad: int, memory_format: torch.memory_format, backend: str, device: str) -> None:
     """Raises; on the CPU before anything is written: an earlier plane's output stays as it was, too."""
-    x = torch.randn(2, 5, 3, 3).contiguous(memory_format=memory_format)
-    indices = torch.zeros(x.shape, dtype=torch.int64).contiguous(memory_format=memory_format)
+    x = torch.randn(2, 5, 3, 3, device=device).contiguous(memory_format=memory_format)
+    indices = torch.zeros(x.shape, dtype=torch.int64, device=device).contiguous(memory_format=memory_format)
     indices[1, 4, 2, 2] = bad
     with pytest.raises(RuntimeError, match="index"):
         G.max_unpool2d(x, indices, 2)
+        torch.cuda.synchronize()  # on a GPU the next call says it
+        G.max_unpool2d(x, indices, 2)
     params, shape = max_pool.unpool_plan(x.shape, (6, 6), x.dtype, memory_format is layout.CHANNELS_LAST)
-    y = torch.full(shape, 7.0).contiguous(memory_format=memory_format)
+    y = torch.full(shape, 7.0, device=device).contiguous(memory_format=memory_format)
     with pytest.raises(RuntimeError, match="index"):
+        launch("max_unpool", params, x, indices, y)
+        torch.cuda.synchronize()
         launch("max_unpool", params, x, indices, y)
     if not backend.startswith("cuda"):  # whose kernels find out too late
         assert (y == 7).all()
@@ -238,20 +257,21 @@ def test_large_planes(
     local: bool,
     memory_format: torch.memory_format,
     backend: str,
+    device: str,
 ) -> None:
     generator = torch.Generator().manual_seed(0)
     shape = (2, 3, *size)
-    x = torch.randn(shape, generator=generator).contiguous(memory_format=memory_format)
+    x = torch.randn(shape, generator=generator).to(device, memory_format=memory_format)
     if local:
         _, indices = torch.nn.functional.max_pool2d(torch.randn(2, 3, *out), 2, return_indices=True)
     else:
         indices = torch.randint(0, out[0] * out[1], shape, generator=generator)
-    indices = indices.contiguous(memory_format=memory_format)
+    indices = indices.to(device, memory_format=memory_format)
     params, y_shape = max_pool.unpool_plan(shape, out, x.dtype, memory_format is layout.CHANNELS_LAST)
-    y = torch.full(y_shape, 7.0).contiguous(memory_format=memory_format)
+    y = torch.full(y_shape, 7.0, device=device).contiguous(memory_format=memory_format)
     launch("max_unpool", params, x, indices, y)
-    winner = torch.full((6, out[0] * out[1]), -1)
-    numbers = torch.arange(size[0] * size[1]).expand(6, -1)
+    winner = torch.full((6, out[0] * out[1]), -1, device=device)
+    numbers = torch.arange(size[0] * size[1], device=device).expand(6, -1)
     winner.scatter_reduce_(1, indices.reshape(6, -1), numbers, "amax")
     expected = torch.where(winner < 0, 0, x.reshape(6, -1).gather(1, winner.clamp(min=0)))
     assert torch.equal(y.reshape(6, -1), expected)
@@ -344,9 +364,10 @@ def test_modules(memory_format: torch.memory_format) -> None:
     ],
     ids=["avg", "global", "max", "max-indices"],
 )
-def test_whole_vectors_of_channels_at_odd_addresses(function: Any, dtype: torch.dtype, backend: str) -> None:
+def test_whole_vectors_of_channels_at_odd_addresses(
+    function: Any, dtype: torch.dtype, backend: str, device: str
+) -> None:
     """16 channels would be read 16 bytes at a time, but begin in the middle of such 16 bytes."""
-    device = "cuda" if backend in ("cuda", "triton") else "cpu"
 
     def odd(t: Tensor) -> Tensor:
         flat = t.permute(0, 2, 3, 1).reshape(-1)

@@ -132,9 +132,9 @@ def compare(info: Any, sample: Any) -> None:
             assert_close_enough(o, t, r, f"gradient {i}")
 
 
-def samples(info: Any, dtype: torch.dtype) -> list[Any]:
+def samples(info: Any, dtype: torch.dtype, device: str = "cpu") -> list[Any]:
     torch.manual_seed(0)
-    all_of_them = info.sample_inputs("cpu", dtype, requires_grad=info.supports_autograd)
+    all_of_them = info.sample_inputs(device, dtype, requires_grad=info.supports_autograd)
     return [s for s in all_of_them if supported(info, s.input)]
 
 
@@ -151,9 +151,9 @@ def check(info: Any, chosen: list[tuple[int, Any]]) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])
 @pytest.mark.parametrize("info", INFOS, ids=label)
-def test_samples(info: Any, dtype: torch.dtype, backend: str) -> None:
+def test_samples(info: Any, dtype: torch.dtype, backend: str, device: str) -> None:
     """Values, layouts and gradients; of very many samples every k-th, starting with the first."""
-    every = samples(info, dtype)
+    every = samples(info, dtype, device)
     step = max(1, -(-len(every) // DEFAULT_SAMPLES))
     step += step > 1 and step % 2 == 0  # options alternate in pairs, so an even step would miss half of them
     check(info, list(enumerate(every))[::step])

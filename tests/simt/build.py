@@ -96,7 +96,7 @@ def write_ninja() -> None:
     as_cpp = ["-x", "c++", "-include", escape(HERE / "emulation.h"), "-Wno-unknown-pragmas"]
     ninja.rule("module", [*compile_, "-O1", "-c", "$in", "-o", "$out"])
     module = ninja.build(BUILD / "module.o", "module", [HERE / "module.cpp"])
-    kernels = [*sorted((ROOT / "csrc" / "cuda").glob("*.cu")), HERE / "planted.cu"]
+    kernels = [*sorted((ROOT / "csrc" / "cuda").glob("*.cu")), *sorted(HERE.glob("*.cu"))]
     for mode, (kernel_flags, engine_flags, link_flags) in MODES.items():
         engine = ["engine", "processor", *(["race"] if mode == "race" else [])]
         ninja.rule(f"kernels-{mode}", [*compile_, kernel_flags, *as_cpp, "-c", "$in", "-o", "$out"])

@@ -10,6 +10,7 @@
 #include "../../csrc/cuda/bindings.h"
 #include "engine.h"
 #include "planted.h"
+#include "primitives.h"
 
 namespace py = pybind11;
 
@@ -39,6 +40,8 @@ void bind(py::module_& m) {
         py::arg("workers") = 0);
   fastops::cuda::bind(m.def_submodule("cuda"));
   py::module_ planted = m.def_submodule("planted");
+  fastops::kernel(m, "primitives", primitives::run);
+  m.attr("primitives_rows") = primitives::kRows;
   for (const planted::Kernel& k : planted::kKernels) fastops::kernel(planted, k.name, k.launcher);
 }
 

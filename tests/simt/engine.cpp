@@ -100,6 +100,7 @@ cudaError_t run_grid(const cudaLaunchConfig_t& config, const void* kernel, void 
     return error(cudaErrorInvalidValue, "more dynamic shared memory than cudaFuncSetAttribute has asked for");
 
   Grid grid(config, entry, arguments, blocks);
+  if (settings.last_blocks) grid.next = blocks - std::min(blocks, settings.last_blocks);
   race::begin_grid();
   unsigned workers = settings.workers ? settings.workers : std::max(1u, std::thread::hardware_concurrency());
   if (race::kOn) workers = 1;
@@ -120,7 +121,7 @@ extern "C" {
 cudaError_t cudaGetLastError() { return cudaSuccess; }
 const char* cudaGetErrorString(cudaError_t) { return simt::last_error.c_str(); }
 cudaError_t cudaMemsetAsync(void* p, int byte, size_t bytes, cudaStream_t) {
-  std::memset(p, byte, bytes);
+  if (simt::settings.last_blocks == 0) std::memset(p, byte, bytes);
   return cudaSuccess;
 }
 cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute, int value) {

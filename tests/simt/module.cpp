@@ -16,7 +16,8 @@ namespace py = pybind11;
 
 namespace {
 
-void configure(const std::string& order, const std::string& copies, uint64_t seed, unsigned workers) {
+void configure(const std::string& order, const std::string& copies, uint64_t seed, unsigned workers,
+               uint64_t last_blocks) {
   simt::Settings s;
   if (order == "random")
     s.order = simt::Order::kRandom;
@@ -32,12 +33,13 @@ void configure(const std::string& order, const std::string& copies, uint64_t see
     throw std::invalid_argument("copies: lazy, eager or random");
   s.seed = seed;
   s.workers = workers;
+  s.last_blocks = last_blocks;
   simt::settings = s;
 }
 
 void bind(py::module_& m) {
   m.def("configure", configure, py::arg("order"), py::arg("copies"), py::arg("seed") = 0,
-        py::arg("workers") = 0);
+        py::arg("workers") = 0, py::arg("last_blocks") = 0);
   fastops::cuda::bind(m.def_submodule("cuda"));
   py::module_ planted = m.def_submodule("planted");
   fastops::kernel(m, "primitives", primitives::run);

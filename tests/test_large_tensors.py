@@ -1,0 +1,227 @@
+"""Tensors of more than 2**31 elements.
+
+In the emulation they are address space that nobody has written (zeros), and of each grid only the last
+block runs: its threads go through the whole tensor in steps of the grid's threads. On a GPU they are
+allocated, and the same elements looked at.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastops import _C
+from fastops.backends import native
+from tests import simt
+
+# The smaller of input and output has 2**31 + 2**27 elements.
+ROWS, COLUMNS = 2**15 + 2**11, 2**17
+GRID = 2**16 * 256  # threads of the largest grid
+DTYPE = torch.bfloat16
+NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)  # Python 3.13 has the name
+
+
+class Emulated:
+    """Launches kernels' last blocks on sparse memory."""
+
+    device = "cpu"
+
+    def __init__(self) -> None:
+        self.kernels = simt.load().cuda
+        self.memory: list[mmap.mmap] = []
+
+    def zeros(self, shape: tuple[int, ...], dtype: torch.dtype = DTYPE) -> Tensor:
+        size = torch.Size(shape).numel()
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NORESERVE
+        self.memory.append(mmap.mmap(-1, size * dtype.itemsize, flags=flags))
+        return torch.frombuffer(self.memory[-1], dtype=dtype).view(shape)
+
+    def launch(self, op: str, params: Any, *tensors: Tensor | None) -> None:
+        extra = []
+        if hasattr(self.kernels, f"{op}_workspace"):
+            extra.append(
+                self.zeros((getattr(self.kernels, f"{op}_workspace")(params),), torch.uint8).data_ptr()
+            )
+        if hasattr(self.kernels, f"{op}_reports"):
+            extra.append(self.zeros((1,), torch.int32).data_ptr())
+        getattr(self.kernels, op)(params, *(0 if t is None else t.data_ptr() for t in tensors), *extra, 0)
+
+
+class OnGpu:
+    device = "cuda"
+
+    def zeros(self, shape: tuple[int, ...], dtype: torch.dtype = DTYPE) -> Tensor:
+        return torch.zeros(shape, dtype=dtype, device="cuda")
+
+    def launch(self, op: str, params: Any, *tensors: Tensor | None) -> None:
+        launcher = native.cuda_launcher(op)
+        assert launcher is not None
+        launcher(params, *tensors)
+
+
+@pytest.fixture(params=["emulated", pytest.param("gpu", marks=pytest.mark.gpu)])
+def machine(request: pytest.FixtureRequest) -> Iterator[Emulated | OnGpu]:
+    if request.param == "gpu":
+        if not torch.cuda.is_available() or torch.cuda.mem_get_info()[0] < 40 << 30:
+            pytest.skip("no GPU with 40 GiB free")
+        yield OnGpu()
+        torch.cuda.empty_cache()
+        return
+    reason = simt.why_unavailable() or ("the sanitizers keep shadows" if simt.MODE != "plain" else None)
+    if reason:
+        pytest.skip(reason)
+    module = simt.load()
+    module.configure("forward", "lazy", last_blocks=1)
+    yield Emulated()
+    simt.configure(module)
+
+
+def items(count: int, device: str) -> Tensor:
+    """Those of `count` that the last of 2**16 blocks has, in a grid-stride loop."""
+    last = torch.arange(GRID - 256, GRID, device=device)
+    steps = torch.arange(-(-count // GRID), device=device)
+    every = (last + GRID * steps[:, None]).flatten()
+    return every[every < count]
+
+
+def values(count: int, device: str) -> Tensor:
+    """Random and not zero."""
+    generator = torch.Generator().manual_seed(0)
+    return (torch.randint(1, 100, (count,), generator=generator) / 4).to(device, DTYPE)
+
+
+def pooling(channels: int, index: _C.IndexType = _C.IndexType.i64) -> _C.PoolParams:
+    """Pairs of neighbours in a row."""
+    return _C.PoolParams(
+        dtype=_C.DType.bf16,
+        channels_last=channels > 1,
+        n=1,
+        c=channels,
+        in_=(1, ROWS, COLUMNS // channels),
+        out=(1, ROWS, COLUMNS // channels // 2),
+        kernel=(1, 1, 2),
+        stride=(1, 1, 2),
+        pad=(0, 0, 0),
+        dilation=(1, 1, 1),
+        count_include_pad=True,
+        positions=index,
+    )
+
+
+OUTPUTS, INPUTS = ROWS * COLUMNS // 2, ROWS * COLUMNS
+# channels 8: of channels_last, 16 bytes of bf16 per thread.
+every_layout = pytest.mark.parametrize("channels", [1, 8], ids=["nchw", "nhwc"])
+
+
+def elements(packs: Tensor, channels: int) -> Tensor:
+    """The elements of packs of 8 channels, or of 1."""
+    return (packs[:, None] * channels + torch.arange(channels, device=packs.device)).flatten()
+
+
+def pair_of(o: Tensor, channels: int) -> tuple[Tensor, Tensor]:
+    """The inputs that output element o reads."""
+    pixel, channel = o // channels, o % channels
+    first = 2 * pixel * channels + channel
+    return first, first + channels
+
+
+@every_layout
+def test_avg_pool(channels: int, machine: Emulated | OnGpu) -> None:
+    x, y = machine.zeros((INPUTS,)), machine.zeros((OUTPUTS,))
+    o = elements(items(OUTPUTS // channels, machine.device), channels)
+    a, b = pair_of(o, channels)
+    x[a], x[b] = values(len(o), machine.device), values(len(o), machine.device).flip(0)
+    machine.launch("avg_pool", pooling(channels), x, y)
+    assert o.max() >= 2**31 and torch.equal(y[o], ((x[a].float() + x[b].float()) / 2).to(DTYPE))
+
+
+@every_layout
+def test_avg_pool_adjoint(channels: int, machine: Emulated | OnGpu) -> None:
+    dy, dx = machine.zeros((OUTPUTS,)), machine.zeros((INPUTS,))
+    i = elements(items(INPUTS // channels, machine.device), channels)
+    o = i // channels // 2 * channels + i % channels
+    dy[o] = values(len(o), machine.device)
+    machine.launch("avg_pool_adjoint", pooling(channels), dy, dx)
+    assert i.max() >= 2**32 and torch.equal(dx[i], dy[o] / 2)
+
+
+@every_layout
+def test_max_pool_gather_and_scatter_add(channels: int, machine: Emulated | OnGpu) -> None:
+    x, y = machine.zeros((INPUTS,)), machine.zeros((OUTPUTS,))
+    positions = machine.zeros((OUTPUTS,), torch.int64)
+    o = elements(items(OUTPUTS // channels, machine.device), channels)
+    a, b = pair_of(o, channels)
+    x[a], x[b] = values(len(o), machine.device), values(len(o), machine.device).flip(0)
+    machine.launch("max_pool", pooling(channels), x, y, positions)
+    first = x[a] >= x[b]
+    assert torch.equal(y[o], torch.where(first, x[a], x[b]))
+    assert torch.equal(positions[o], 2 * (o // channels) + ~first)
+    y[o] = 0
+    machine.launch("gather", pooling(channels), x, positions, y)
+    assert torch.equal(y[o], torch.where(first, x[a], x[b]))
+    i = elements(items(INPUTS // channels, machine.device), channels)
+    o = i // channels // 2 * channels + i % channels
+    y[o] = values(len(o), machine.device)
+    positions[o] = 2 * (o // channels) + (o % 3 == 0)
+    dx = machine.zeros((INPUTS,))
+    machine.launch("scatter_add", pooling(channels), y, positions, dx)
+    assert torch.equal(dx[i], torch.where(positions[o] == i // channels, y[o], 0))
+
+
+@every_layout
+def test_max_unpool(channels: int, machine: Emulated | OnGpu) -> None:
+    count = 2048  # inputs, far fewer than outputs
+    params = _C.UnpoolParams(
+        dtype=_C.DType.bf16,
+        channels_last=channels > 1,
+        n=1,
+        c=channels,
+        in_=(1, 1, count // channels),
+        out=(1, ROWS, COLUMNS // channels // 2),
+    )
+    y = machine.zeros((OUTPUTS,))
+    o = elements(items(OUTPUTS // 8, machine.device), 8)[-count:]  # 16 bytes of pixels, or of channels
+    x, indices = values(count, machine.device), o // channels
+    if isinstance(machine, Emulated):
+        # One block claims inputs, as many as it has threads: the last ones. No memory is filled: what
+        # they claim starts as 0.
+        machine.launch("max_unpool", params, x, indices, y)
+        assert torch.equal(y[o[-256:]], x[-256:])
+        dx = machine.zeros((count,))
+        machine.launch("max_unpool_adjoint", params, y, indices, dx)
+        assert torch.equal(dx[-256:], x[-256:])
+    else:
+        machine.launch("max_unpool", params, x, indices, y)
+        assert torch.equal(y[o], x) and y.count_nonzero() == count
+
+
+def resizing(channels: int) -> _C.InterpolateParams:
+    return _C.InterpolateParams(
+        dtype=_C.DType.bf16,
+        channels_last=channels > 1,
+        n=1,
+        c=channels,
+        in_=(1, ROWS, COLUMNS // channels // 2),
+        out=(1, ROWS, COLUMNS // channels),
+        filter=_C.Filter.nearest,
+    )
+
+
+@every_layout
+def test_nearest(channels: int, machine: Emulated | OnGpu) -> None:
+    small, large = machine.zeros((OUTPUTS,)), machine.zeros((INPUTS,))
+    i = elements(items(INPUTS // channels, machine.device), channels)
+    o = i // channels // 2 * channels + i % channels
+    small[o] = values(len(o), machine.device)
+    machine.launch("interpolate_nearest", resizing(channels), small, large)
+    assert torch.equal(large[i], small[o])
+    o = items(OUTPUTS, machine.device)  # an element per thread
+    a, b = pair_of(o, channels)
+    large[a], large[b] = values(len(o), machine.device), values(len(o), machine.device).flip(0)
+    machine.launch("interpolate_nearest_adjoint", resizing(channels), large, small)
+    assert torch.equal(small[o], (large[a].float() + large[b].float()).to(DTYPE))

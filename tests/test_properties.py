@@ -201,9 +201,7 @@ def _child(queue: Any) -> None:
     results = []
     with torch.no_grad():
         for case in ONE_PER_OP:
-            results.append(
-                [first(case.call(G, *case.arguments(torch.float32))).tolist()]
-            )
+            results.append([first(case.call(G, *case.arguments(torch.float32))).tolist()])
     queue.put(results)
 
 

@@ -40,10 +40,10 @@ def _batch_norm_dtype(op: str, x: Tensor, named: dict[str, Tensor | None]) -> to
     return dtype
 
 
-def _parameter_dtype(op: str, x: Tensor, named: dict[str, Tensor | None]) -> torch.dtype:
+def _parameter_dtype(op: str, x: Tensor, *parameters: Tensor | None) -> torch.dtype:
     """The dtype of weight, bias and running statistics, which are checked."""
     dtype, channels, device = None, x.shape[1], x.device
-    for t in named.values():  # the quick way: does all fit?
+    for t in parameters:  # the quick way: does all fit?
         if t is None:
             continue
         if not isinstance(t, Tensor) or t.numel() != channels or t.device != device:
@@ -57,6 +57,7 @@ def _parameter_dtype(op: str, x: Tensor, named: dict[str, Tensor | None]) -> tor
             return x.dtype
         if dtype is torch.float32 and x.dtype.itemsize == 2:
             return dtype
+    named = dict(zip(("weight", "bias", "running_mean", "running_var"), parameters, strict=True))
     for name, t in named.items():
         _batch_norm_parameter(op, name, t, x)
     return _batch_norm_dtype(op, x, named)
@@ -166,8 +167,7 @@ def batch_norm(
         raise RuntimeError(f"{op}: {name} must be defined in evaluation mode")
     if (running_mean is None) != (running_var is None):
         raise ValueError(f"{op}: running_mean and running_var must either both be None or neither be None")
-    named = dict(weight=weight, bias=bias, running_mean=running_mean, running_var=running_var)
-    dtype = _parameter_dtype(op, x, named)
+    dtype = _parameter_dtype(op, x, weight, bias, running_mean, running_var)
     _check_running_statistics(op, "running_mean", running_mean)
     _check_running_statistics(op, "running_var", running_var)
     return _batch_norm.batch_norm(

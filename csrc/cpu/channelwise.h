@@ -162,7 +162,8 @@ inline void for_rows(const BatchNormSplit& s, const RowBlock& b, F f) {
 
 // Sums over each channel: term(offset, coefficients, part, v) adds its terms of one vector to v[0 .. sums);
 // coefficients[k] is its part of table k. totals (sums tables of fp64) gets the result; partials is scratch.
-template <typename T, int sums, int count, typename Term>
+// channels_last: at_once rows are summed together; fewer where a term reads and writes many tensors.
+template <typename T, int sums, int count, int at_once = kRowsAtOnce, typename Term>
 void sum_channels(const BatchNormParams& p, const BatchNormSplit& s, const Acc<T>* tables, double* totals,
                   void* partials, int threads, Term term) {
   using A = Acc<T>;
@@ -193,7 +194,7 @@ void sum_channels(const BatchNormParams& p, const BatchNormSplit& s, const Acc<T
   parallel_for(threads, s.blocks, s.rows * s.width, [&](int64_t task, int) {
     A* const acc = partial + task * sums * s.stride;
     for (int64_t j = 0; j < sums * s.stride; ++j) acc[j] = 0;
-    for_rows<A, kRowsAtOnce>(s, row_block(p, s, task), [&](int64_t offset, int64_t j, auto part, auto rows) {
+    for_rows<A, at_once>(s, row_block(p, s, task), [&](int64_t offset, int64_t j, auto part, auto rows) {
       Vec<A> coefficients[count], v[sums];
       for (int k = 0; k < count; ++k) coefficients[k] = load(tables + k * s.stride + j);
       for (int k = 0; k < sums; ++k) v[k] = Vec<A>{};

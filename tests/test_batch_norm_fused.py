@@ -229,6 +229,32 @@ def test_one_launch_each_way(training: bool, monkeypatch: pytest.MonkeyPatch) ->
     assert launched == ["batch_norm"], "dy itself is the residual's gradient"
 
 
+@every_layout
+@every_mode
+@pytest.mark.parametrize("shape", [SHAPE, (2, 300, 3, 3)], ids=str)
+def test_two_launches_give_the_same(
+    shape: tuple[int, ...], training: bool, channels_last: bool, backend: str
+) -> None:
+    """batch_norm is batch_norm_stats and batch_norm_apply, bit for bit."""
+    x, residual = (
+        randn(*shape, seed=s, channels_last=channels_last, device=device_of(backend)) for s in (0, 1)
+    )
+    w, b = (randn(shape[1], seed=s, device=x.device) for s in (2, 3))
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    params = ops.batch_norm_plan(shape, x.dtype, memory_format, x.dtype, training, 0.3, 1e-3, True).params
+    results = []
+    for combined in (True, False):
+        running = w.new_zeros(shape[1]), w.new_ones(shape[1])
+        mean, invstd, y = torch.empty_like(w), torch.empty_like(w), torch.empty_like(x)
+        if combined:
+            ops.launch("batch_norm", params, x, w, b, *running, residual, mean, invstd, y)
+        else:
+            ops.launch("batch_norm_stats", params, x, *running, mean, invstd)
+            ops.launch("batch_norm_apply", params, x, w, b, mean, invstd, residual, y)
+        results.append([y, mean, invstd, *running])
+    assert all(torch.equal(one, two) for one, two in zip(*results, strict=True))
+
+
 # ---- layouts ------------------------------------------------------------------------------------
 
 

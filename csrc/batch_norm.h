@@ -90,7 +90,7 @@ FASTOPS_INLINE int64_t batch_norm_forward_workspace(const BatchNormParams& p, in
   return imax(batch_norm_stats_workspace(p, threads), batch_norm_apply_workspace(p, threads));
 }
 FASTOPS_INLINE int64_t batch_norm_backward_workspace(const BatchNormParams& p, int /*threads*/) {
-  return batch_norm_workspace(p, 2, 4);
+  return batch_norm_workspace(p, 2, 5);
 }
 FASTOPS_INLINE int64_t batch_norm_double_backward_workspace(const BatchNormParams& p, int /*threads*/) {
   return batch_norm_workspace(p, 5, 8);
@@ -106,9 +106,9 @@ FASTOPS_INLINE int64_t batch_norm_double_backward_workspace(const BatchNormParam
 // batch_norm: both, in one call.
 // batch_norm_backward: gradients of apply ∘ stats wrt x, weight, bias and residual, those whose pointer is
 // not null. x may be null where neither dw nor (in training) dx is asked for, nor p.relu set; weight null
-// stands for ones. With p.relu, z and thus where y > 0 (as rounded to the dtype) is computed again, from
-// x, weight, bias, mean, invstd and residual, bit for bit as apply did; dy counts only there. bias and
-// residual are read for nothing else.
+// stands for ones. With p.relu, dy counts where not y <= 0: where y is NaN it passes, as torch has it. y,
+// as rounded to the dtype, is computed again for that, from x, weight, bias, mean, invstd and residual, bit
+// for bit as apply did; bias and residual are read for nothing else.
 // batch_norm_double_backward, p.relu unset: gradients of ⟨ddx, dx⟩ + ⟨ddw, dw⟩ + ⟨ddb, db⟩, the outputs of
 // backward, wrt its x, weight and dy; those whose pointer is not null. ddx, ddw, ddb may be null (zero); dy
 // may be null where gx and gw are. gdy alone is also the derivative of y along (ddx, ddw, ddb).

@@ -26,7 +26,7 @@ RAW_OPS = {
     nn.MaxUnpool2d: "max_unpool",
     nn.AvgPool2d: "avg_pool",
     nn.AdaptiveAvgPool2d: "avg_pool",
-    nn.BatchNorm2d: "batch_norm_apply",
+    nn.BatchNorm2d: "batch_norm",
     nn.Upsample: "interpolate_weighted",
     nn.UpsamplingBilinear2d: "interpolate_weighted",
     nn.UpsamplingNearest2d: "interpolate_nearest",
@@ -80,6 +80,10 @@ def _plain_class(module: nn.Module) -> type[nn.Module]:
     """The layer's class, seen through the one that torch.nn.utils.parametrize puts before it."""
     kind = type(module)
     return kind.__base__ if is_parametrized(module) else kind  # type: ignore[return-value]
+
+
+def _is_ours(module: nn.Module) -> bool:
+    return _plain_class(module) in BACK
 
 
 def _set_class(module: nn.Module, kind: type[nn.Module]) -> None:
@@ -155,9 +159,19 @@ def convert(
 
 
 def revert(model: nn.Module) -> nn.Module:
-    """Gives every fastops layer of a model its torch class back, in place. Returns the model."""
+    """Gives every fastops layer of a model its torch class back, in place. Returns the model.
+
+    Raises ValueError for a layer with an activation, which torch's class would not apply; nothing is
+    reverted then.
+    """
+    fused = [name for name, m in model.named_modules() if getattr(m, "activation", None) and _is_ours(m)]
+    if fused:
+        names = ", ".join(name or "(the model itself)" for name in fused)
+        raise ValueError(
+            f"revert: {names}: torch's layer has no activation. Set the layer's activation to None, and "
+            "apply it after the layer, or leave the model as it is"
+        )
     for module in model.modules():
-        kind = _plain_class(module)
-        if kind in BACK:
-            _set_class(module, BACK[kind])
+        if _is_ours(module):
+            _set_class(module, BACK[_plain_class(module)])
     return model

@@ -1,14 +1,18 @@
-"""Layers: subclasses of torch.nn's own classes that override the forward call, and nothing else.
+"""Layers: subclasses of torch.nn's own classes that override the forward call, and nothing else; but
+BatchNorm2d has an option more.
 
 So ``isinstance``, ``repr``, ``state_dict``, copying, pickling and parametrisations are torch's.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastops import functional
+from fastops._functional.batch_norm import check_activation
 
 __all__ = [
     "AdaptiveAvgPool2d",
@@ -122,18 +126,40 @@ class MaxUnpool2d(nn.MaxUnpool2d):
 
 
 class BatchNorm2d(nn.BatchNorm2d):
-    """``torch.nn.BatchNorm2d`` on fastops' kernels."""
+    """``torch.nn.BatchNorm2d`` on fastops' kernels; a ReLU and an addition may be fused to it.
 
-    def forward(self, input: Tensor) -> Tensor:
+    activation: None, or "relu" for y = relu(batch_norm(input) + residual); ValueError for another.
+    forward's residual: None, or a tensor of the input's shape, dtype and device (else RuntimeError).
+    Parameters, buffers and ``state_dict`` are torch's, whatever the activation.
+    """
+
+    activation: str | None = None  # of layers that `convert` made of torch's
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        activation: str | None = None,
+        **more: Any,  # what newer versions of torch know
+    ) -> None:
+        check_activation("BatchNorm2d", activation)
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, **more)
+        self.activation = activation
+
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         self._check_input_dim(input)
         momentum = 0.0 if self.momentum is None else self.momentum
         counting = self.training and self.track_running_stats and self.num_batches_tracked is not None
-        if counting:
-            self.num_batches_tracked.add_(1)
-            if self.momentum is None:  # the average over all batches so far
-                momentum = 1.0 / float(self.num_batches_tracked)
+        if counting and self.momentum is None:  # the average over all batches so far
+            momentum = 1.0 / (float(self.num_batches_tracked) + 1.0)
         updating = not self.training or self.track_running_stats
-        return functional.batch_norm(
+        y = functional.batch_norm(
             input,
             self.running_mean if updating else None,
             self.running_var if updating else None,
@@ -142,7 +168,16 @@ class BatchNorm2d(nn.BatchNorm2d):
             self.training or (self.running_mean is None and self.running_var is None),
             momentum,
             self.eps,
+            residual=residual,
+            activation=self.activation,
         )
+        if counting:
+            self.num_batches_tracked.add_(1)
+        return y
+
+    def extra_repr(self) -> str:
+        fused = "" if self.activation is None else f", activation={self.activation!r}"
+        return super().extra_repr() + fused
 
 
 # ---- interpolation ------------------------------------------------------------------------------

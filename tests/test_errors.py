@@ -334,6 +334,15 @@ BATCH_NORM: list[Row] = [
     ("batch_norm(None, rm, rv)", "no input", TypeError),
     ("batch_norm(e(()), None, None, training=True)", "rank 0", Exception),
     ("batch_norm(x)", "the statistics are required, if only as None"),
+    ("batch_norm(x, rm, rv, g, b, True, residual=y)", "a residual of another shape", RuntimeError),
+    ("batch_norm(x, rm, rv, residual=x[:1])", "a residual is not broadcast", RuntimeError),
+    ("batch_norm(x, rm, rv, training=True, residual=x.double())", "of another dtype", RuntimeError),
+    ("batch_norm(x, rm, rv, training=True, residual=x.to('meta'))", "without data", RuntimeError),
+    ("batch_norm(x, rm, rv, training=True, residual=x.to_sparse())", "of another kind", RuntimeError),
+    ("batch_norm(x, rm, rv, training=True, residual=array)", "a numpy array", TypeError),
+    ("batch_norm(x, rm, rv, training=True, activation='gelu')", "no such activation", ValueError),
+    ("batch_norm(x, rm, rv, activation=True)", "an activation is named", ValueError),
+    ("batch_norm(x, rm, rv, g, b, True, 0.1, 1e-5, x)", "the residual is given by name"),
 ]
 
 INTERPOLATE: list[Row] = [

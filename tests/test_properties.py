@@ -40,15 +40,16 @@ def first(result: Tensor | tuple[Tensor, ...]) -> Tensor:
 
 
 def one_per_op(cases: list[Case]) -> list[Case]:
-    """A floating-point case with a batch of each op: the first with the most elements."""
-    chosen: dict[str, Case] = {}
+    """A floating-point case with a batch of each op (and of each that is composed in torch): the first
+    with the most elements."""
+    chosen: dict[Any, Case] = {}
     for case in cases:
         size = sum(torch.Size(s).numel() for s in case.shapes)
-        best = chosen.get(case.op)
+        best = chosen.get((case.op, case.composed))
         if torch.float32 in case.dtypes and (
             best is None or size > sum(torch.Size(s).numel() for s in best.shapes)
         ):
-            chosen[case.op] = case
+            chosen[case.op, case.composed] = case
     return list(chosen.values())
 
 
@@ -62,7 +63,7 @@ def run(case: Case, arguments: tuple[Any, ...]) -> list[Tensor]:
     arguments = tuple(
         a.clone().requires_grad_(i in wrt) if isinstance(a, Tensor) else a for i, a in enumerate(arguments)
     )
-    result = getattr(G, case.op)(*arguments, **case.kwargs)
+    result = case.call(G, *arguments)
     y = first(result)
     grads = torch.autograd.grad(y, [arguments[i] for i in wrt], y.detach() + 1) if y.requires_grad else ()
     outputs = [y] if isinstance(result, Tensor) else list(result)
@@ -87,7 +88,7 @@ def test_adjoint(case: Case, channels_last: bool, backend: str) -> None:
 
         def apply(u: Tensor, i: int = i) -> Tensor:
             full = [*arguments[:i], u, *arguments[i + 1 :]]
-            return getattr(G, case.op)(*full, **case.kwargs)
+            return case.call(G, *full)
 
         x = arguments[i].clone().requires_grad_()
         y = apply(x)
@@ -110,7 +111,7 @@ def test_superposition_of_gradients(case: Case, backend: str) -> None:
     arguments = tuple(
         a.clone().requires_grad_(i in wrt) if isinstance(a, Tensor) else a for i, a in enumerate(arguments)
     )
-    y = first(getattr(G, case.op)(*arguments, **case.kwargs))
+    y = first(case.call(G, *arguments))
     g = torch.Generator().manual_seed(3)
     u, v = (torch.randn(y.shape, generator=g, dtype=y.dtype).to(y.device) for _ in range(2))
     grad = [
@@ -200,9 +201,7 @@ def _child(queue: Any) -> None:
     results = []
     with torch.no_grad():
         for case in ONE_PER_OP:
-            results.append(
-                [first(getattr(G, case.op)(*case.arguments(torch.float32), **case.kwargs)).tolist()]
-            )
+            results.append([first(case.call(G, *case.arguments(torch.float32))).tolist()])
     queue.put(results)
 
 
@@ -243,14 +242,14 @@ class Recorder(torch.Tensor):
 @one_case_per_op
 def test_tensor_subclasses(case: Case) -> None:
     arguments = case.arguments(torch.float32)
-    plain = first(getattr(G, case.op)(*arguments, **case.kwargs))
+    plain = first(case.call(G, *arguments))
     arguments = case.arguments(torch.float32)
-    tagged = first(getattr(G, case.op)(arguments[0].as_subclass(Tagged), *arguments[1:], **case.kwargs))
+    tagged = first(case.call(G, arguments[0].as_subclass(Tagged), *arguments[1:]))
     assert type(tagged) is Tagged
     assert torch.equal(tagged.as_subclass(Tensor), plain)
     arguments = case.arguments(torch.float32)
     Recorder.seen.clear()
-    getattr(G, case.op)(arguments[0].as_subclass(Recorder), *arguments[1:], **case.kwargs)
+    case.call(G, arguments[0].as_subclass(Recorder), *arguments[1:])
     assert getattr(G, case.op) in Recorder.seen, "the subclass was not asked about fastops' function"
 
 
@@ -263,7 +262,7 @@ def test_subclass_in_another_argument(case: Case) -> None:
         pytest.skip("one tensor only")
     arguments[others[0]] = arguments[others[0]].as_subclass(Recorder)
     Recorder.seen.clear()
-    getattr(G, case.op)(*arguments, **case.kwargs)
+    case.call(G, *arguments)
     assert getattr(G, case.op) in Recorder.seen
 
 
@@ -274,15 +273,15 @@ def test_meta(case: Case, channels_last: bool) -> None:
     dtype = case.dtypes[0]
     arguments = case.arguments(dtype, channels_last)
     on_meta = tuple(a.to("meta") if isinstance(a, Tensor) else a for a in arguments)
-    result = getattr(G, case.op)(*on_meta, **case.kwargs)
-    real = getattr(G, case.op)(*arguments, **case.kwargs)
+    result = case.call(G, *on_meta)
+    real = case.call(G, *arguments)
     pairs = [(result, real)] if isinstance(real, Tensor) else list(zip(result, real, strict=True))
     for m, r in pairs:
         assert m.device.type == "meta" and (m.shape, m.dtype) == (r.shape, r.dtype)
         assert_same_layout(m, r)
     wrt = case.differentiable(arguments) if dtype.is_floating_point else ()
     leaves = [on_meta[i].requires_grad_() for i in wrt]
-    y = first(getattr(G, case.op)(*on_meta, **case.kwargs))
+    y = first(case.call(G, *on_meta))
     if y.requires_grad:
         for leaf, grad in zip(leaves, torch.autograd.grad(y, leaves, torch.empty_like(y)), strict=True):
             assert grad.is_meta and (grad.shape, grad.dtype) == (leaf.shape, leaf.dtype)
@@ -299,12 +298,12 @@ def test_without_gradients(case: Case) -> None:
         for i in wrt:
             arguments[i].requires_grad_()
         with mode():
-            y = first(getattr(G, case.op)(*arguments, **case.kwargs))
+            y = first(case.call(G, *arguments))
         assert not y.requires_grad and y.is_inference() == (mode is torch.inference_mode)
         assert torch.equal(y, expected)
     with torch.inference_mode():  # inputs that were made there
         arguments = case.arguments(torch.float32)
-        assert torch.equal(first(getattr(G, case.op)(*arguments, **case.kwargs)), expected)
+        assert torch.equal(first(case.call(G, *arguments)), expected)
 
 
 @one_case_per_op
@@ -316,7 +315,7 @@ def test_only_asked_for_gradients(case: Case) -> None:
     for i in wrt:
         fresh = [a.clone() if isinstance(a, Tensor) else a for a in case.arguments(torch.float32)]
         fresh[i].requires_grad_()
-        y = first(getattr(G, case.op)(*fresh, **case.kwargs))
+        y = first(case.call(G, *fresh))
         y.backward(y.detach() + 1)
         assert torch.equal(fresh[i].grad, everything[i])
         assert all(a.grad is None for j, a in enumerate(fresh) if isinstance(a, Tensor) and j != i)
@@ -340,8 +339,8 @@ def test_unaligned(case: Case, dtype: torch.dtype, channels_last: bool, backend:
 
     aligned = case.arguments(dtype, channels_last, device_of(backend))
     moved = tuple(shifted(a) for a in case.arguments(dtype, channels_last, device_of(backend)))
-    a = getattr(G, case.op)(*aligned, **case.kwargs)
-    b = getattr(G, case.op)(*moved, **case.kwargs)
+    a = case.call(G, *aligned)
+    b = case.call(G, *moved)
     assert torch.equal(first(a), first(b))
 
 
@@ -351,12 +350,12 @@ def test_one_tensor_in_two_places(case: Case) -> None:
     arguments = list(case.arguments(torch.float64))
     x = arguments[0].clone().requires_grad_()
     arguments[0] = x
-    y = first(getattr(G, case.op)(*arguments, **case.kwargs))
+    y = first(case.call(G, *arguments))
     (once,) = torch.autograd.grad(y.sum(), x)
     arguments = list(case.arguments(torch.float64))
     z = x.detach().clone().requires_grad_()
-    first_use = first(getattr(G, case.op)(z, *arguments[1:], **case.kwargs))
-    second_use = first(getattr(G, case.op)(z.view_as(z), *arguments[1:], **case.kwargs))
+    first_use = first(case.call(G, z, *arguments[1:]))
+    second_use = first(case.call(G, z.view_as(z), *arguments[1:]))
     (first_use + second_use).sum().backward()
     torch.testing.assert_close(z.grad, 2 * once)
 
@@ -375,7 +374,7 @@ def test_autocast(case: Case) -> None:
             arguments = list(case.arguments(dtype))
             arguments[0].requires_grad_()
             with torch.autocast("cpu", torch.bfloat16):
-                y = first(getattr(f, case.op)(*arguments, **case.kwargs))
+                y = first(case.call(f, *arguments))
             y.float().sum().backward()
             seen.append((y.dtype, arguments[0].grad.dtype))
         assert seen[0] == seen[1], f"{case.op} of {dtype}: fastops {seen[0]}, torch {seen[1]}"

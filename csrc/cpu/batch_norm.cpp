@@ -1,89 +1,15 @@
-// Batch normalisation on the CPU: statistics, forward, backward, and the gradients of backward.
+// Batch normalisation on the CPU: statistics, and the forward with what may be fused to it.
 //
-// Notation, per channel with m elements: μ mean, r = invstd, x̂ = (x − μ)·r, w weight, b bias.
-// Sums over a channel are kept centred, Σ dy·(x − μ), never as differences of raw moments.
-//
-// backward, training.  y = w·x̂ + b, and ∂x̂ᵢ/∂xⱼ = r·(δᵢⱼ − 1/m − x̂ᵢ·x̂ⱼ/m), so with the symmetric operator
-//   P z = z − Σz/m − x̂·Σ(z·x̂)/m
-//   dx = w·r·P dy,  dw = D = Σ dy·x̂,  db = S = Σ dy.
-// In evaluation μ and r are constants: dx = w·r·dy.
-//
-// double_backward.  L = ⟨g, dx⟩ + u·dw + v·db with g = ddx, u = ddw, v = ddb. With Q = ⟨g, P dy⟩
-// = F − S·G/m − D·E/m, where F = Σ g·dy, G = Σ g, E = Σ g·x̂:  L = w·r·Q + u·D + v·S.
-//   gdy = ∂L/∂dy = w·r·P g + u·x̂ + v            (P is symmetric)
-//   gw  = ∂L/∂w  = r·Q
-//   gx: L depends on x through x̂ and through r.
-//     t = ∂L/∂x̂ = −(w·r/m)·(E·dy + D·g) + u·dy, which reaches x as r·P t
-//     ∂L/∂r = w·Q, and ∂r/∂xᵢ = −r²·x̂ᵢ/m
-//     gx = r·P t − (w·r²·Q/m)·x̂, where Σt = −(w·r/m)·(E·S + D·G) + u·S, Σ t·x̂ = −2·(w·r/m)·D·E + u·D
-// In evaluation: gdy = w·r·g + u·x̂ + v, gw = r·F, gx = u·r·dy.
-// So every output is a sum of dy, g, x − μ and 1 with coefficients that belong to the channel.
+// Notation, per channel with m elements: μ mean, r = invstd. Squares are summed about the mean, never as
+// differences of raw moments.
 #include <cmath>
-#include <stdexcept>
 
-#include "channelwise.h"
+#include "batch_norm_common.h"
 #include "dispatch.h"
 
 namespace fastops {
 namespace cpu {
 namespace {
-
-// ---- per-channel values ------------------------------------------------------------------------
-
-// Parameters, running statistics and their gradients, in a dtype of their own.
-double get(DType dtype, const void* values, int64_t c, double if_null) {
-  if (values == nullptr) return if_null;
-  switch (dtype) {
-    case DType::kF64:
-      return static_cast<const double*>(values)[c];
-    case DType::kF32:
-      return static_cast<double>(static_cast<const float*>(values)[c]);
-    case DType::kF16:
-      return static_cast<double>(to_acc(static_cast<const Half*>(values)[c]));
-    default:
-      return static_cast<double>(to_acc(static_cast<const BFloat16*>(values)[c]));
-  }
-}
-
-void set(DType dtype, void* values, int64_t c, double v) {
-  if (values == nullptr) return;
-  switch (dtype) {
-    case DType::kF64:
-      static_cast<double*>(values)[c] = v;
-      return;
-    case DType::kF32:
-      static_cast<float*>(values)[c] = static_cast<float>(v);
-      return;
-    case DType::kF16:
-      static_cast<Half*>(values)[c] = from_acc<Half>(static_cast<float>(v));
-      return;
-    default:
-      static_cast<BFloat16*>(values)[c] = from_acc<BFloat16>(static_cast<float>(v));
-  }
-}
-
-// The parts of a workspace, as batch_norm_workspace() counts them.
-template <typename A>
-struct Workspace {
-  A* tables;       // `tables` coefficients of each entry
-  double* totals;  // `sums` totals of each channel
-  void* partials;
-  Workspace(void* memory, const BatchNormSplit& s, int sums, int tables_) {
-    double* const base = static_cast<double*>(memory);
-    tables = reinterpret_cast<A*>(base);
-    totals = base + tables_ * s.stride;
-    partials = totals + sums * s.stride;
-  }
-};
-
-// Coefficients of channel c are in place; repeats them for the entries that stand for the same channel.
-template <typename A>
-void fold(const BatchNormParams& p, const BatchNormSplit& s, A* tables, int count) {
-  for (int k = 0; k < count; ++k)
-    for (int64_t j = p.c; j < s.width; ++j) tables[k * s.stride + j] = tables[k * s.stride + j - p.c];
-}
-
-double elements(const BatchNormParams& p) { return static_cast<double>(p.n * volume(p.in)); }
 
 // ---- statistics --------------------------------------------------------------------------------
 
@@ -225,6 +151,18 @@ void channel_moments(const BatchNormParams& p, const T* x, void* workspace, int 
   }
 }
 
+// ---- forward -----------------------------------------------------------------------------------
+
+template <typename T, bool relu, bool add>
+void apply(const BatchNormParams& p, const BatchNormSplit& s, const Acc<T>* tables, const T* x,
+           const T* residual, T* y, int threads) {
+  using A = Acc<T>;
+  map_channels<T, 3>(p, s, tables, threads, [=](int64_t i, const Vec<A>* k, auto part) {
+    const Vec<A> z = pre_activation<T, add>(x, residual, i, k, part);
+    part.store(y + i, relu ? through_relu<T>(z, z) : z);
+  });
+}
+
 }  // namespace
 
 // ---- launchers ---------------------------------------------------------------------------------
@@ -258,24 +196,17 @@ template <>
 void batch_norm_apply<kIsa>(const BatchNormParams& p, const void* x, const void* weight, const void* bias,
                             const void* mean, const void* invstd, const void* residual, void* y,
                             void* workspace, int threads) {
-  if (p.relu || residual != nullptr) throw std::invalid_argument("fastops: not fused yet");
   if (elements(p) == 0) return;
   dispatch_floating(p.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    using A = Acc<T>;
     const BatchNormSplit s = batch_norm_split(p);
-    const Workspace<A> w(workspace, s, 0, 3);
-    for (int64_t c = 0; c < p.c; ++c) {
-      const double r = static_cast<double>(static_cast<const A*>(invstd)[c]);
-      w.tables[c] = static_cast<const A*>(mean)[c];
-      w.tables[s.stride + c] = static_cast<A>(r * get(p.param_dtype, weight, c, 1));
-      w.tables[2 * s.stride + c] = static_cast<A>(get(p.param_dtype, bias, c, 0));
-    }
-    fold(p, s, w.tables, 3);
-    const T* const in = static_cast<const T*>(x);
-    T* const out = static_cast<T*>(y);
-    map_channels<T, 3>(p, s, w.tables, threads, [=](int64_t i, const Vec<A>* k, auto part) {
-      part.store(out + i, (part.load(in + i) - k[0]) * k[1] + k[2]);
+    const Workspace<Acc<T>> w(workspace, s, 0, 3);
+    pre_activation_tables(p, s, weight, bias, mean, invstd, w.tables);
+    dispatch_flag(p.relu, [&](auto relu) {
+      dispatch_flag(residual != nullptr, [&](auto add) {
+        apply<T, relu.value, add.value>(p, s, w.tables, static_cast<const T*>(x),
+                                        static_cast<const T*>(residual), static_cast<T*>(y), threads);
+      });
     });
   });
 }
@@ -286,118 +217,6 @@ void batch_norm<kIsa>(const BatchNormParams& p, const void* x, const void* weigh
                       void* y, void* workspace, int threads) {
   batch_norm_stats<kIsa>(p, x, running_mean, running_var, mean, invstd, workspace, threads);
   batch_norm_apply<kIsa>(p, x, weight, bias, mean, invstd, residual, y, workspace, threads);
-}
-
-template <>
-void batch_norm_backward<kIsa>(const BatchNormParams& p, const void* dy_, const void* x_, const void* weight,
-                               const void* /*bias*/, const void* mean, const void* invstd,
-                               const void* residual, void* dx_, void* dw, void* db, void* dresidual,
-                               void* workspace, int threads) {
-  if (p.relu || residual != nullptr || dresidual != nullptr)
-    throw std::invalid_argument("fastops: not fused yet");
-  dispatch_floating(p.dtype, [&](auto type) {
-    using T = typename decltype(type)::type;
-    using A = Acc<T>;
-    const BatchNormSplit s = batch_norm_split(p);
-    const Workspace<A> ws(workspace, s, 2, 4);
-    const T *const dy = static_cast<const T*>(dy_), *const x = static_cast<const T*>(x_);
-    T* const dx = static_cast<T*>(dx_);
-    const double m = elements(p);
-    for (int64_t j = 0; j < 2 * s.stride; ++j) ws.totals[j] = 0;
-    for (int64_t c = 0; c < p.c; ++c) ws.tables[c] = static_cast<const A*>(mean)[c];
-    fold(p, s, ws.tables, 1);
-    if (m > 0 && ((p.training && dx) || dw))
-      sum_channels<T, 2>(p, s, ws.tables, ws.totals, ws.partials, threads,
-                         [=](int64_t i, Vec<A> mu, auto part, Vec<A>* v) {
-                           const Vec<A> d = part.keep(part.load(dy + i));
-                           v[0] += d;
-                           v[1] += d * (part.load(x + i) - mu);
-                         });
-    else if (m > 0 && db)
-      sum_channels<T, 1>(
-          p, s, ws.tables, ws.totals, ws.partials, threads,
-          [=](int64_t i, Vec<A>, auto part, Vec<A>* v) { v[0] += part.keep(part.load(dy + i)); });
-    for (int64_t c = 0; c < p.c; ++c) {
-      const double r = static_cast<double>(static_cast<const A*>(invstd)[c]);
-      const double sum = ws.totals[c], dot = ws.totals[s.stride + c] * r;
-      set(p.param_dtype, db, c, sum);
-      set(p.param_dtype, dw, c, dot);
-      const double scale = r * get(p.param_dtype, weight, c, 1);
-      ws.tables[s.stride + c] = static_cast<A>(scale);
-      ws.tables[2 * s.stride + c] = static_cast<A>(-scale * r * (dot / m));
-      ws.tables[3 * s.stride + c] = static_cast<A>(-scale * (sum / m));
-    }
-    if (m == 0 || dx == nullptr) return;
-    fold(p, s, ws.tables, 4);
-    if (p.training)
-      map_channels<T, 4>(p, s, ws.tables, threads, [=](int64_t i, const Vec<A>* k, auto part) {
-        part.store(dx + i, part.load(dy + i) * k[1] + ((part.load(x + i) - k[0]) * k[2] + k[3]));
-      });
-    else
-      map_channels<T, 1>(p, s, ws.tables + s.stride, threads, [=](int64_t i, const Vec<A>* k, auto part) {
-        part.store(dx + i, part.load(dy + i) * k[0]);
-      });
-  });
-}
-
-template <>
-void batch_norm_double_backward<kIsa>(const BatchNormParams& p, const void* mean, const void* invstd,
-                                      const void* weight, const void* x_, const void* dy_, const void* ddx,
-                                      const void* ddw, const void* ddb, void* gx_, void* gw, void* gdy_,
-                                      void* workspace, int threads) {
-  dispatch_floating(p.dtype, [&](auto type) {
-    using T = typename decltype(type)::type;
-    using A = Acc<T>;
-    const BatchNormSplit s = batch_norm_split(p);
-    const Workspace<A> ws(workspace, s, 5, 8);
-    const T *const x = static_cast<const T*>(x_), *const dy = static_cast<const T*>(dy_);
-    const T* const g = static_cast<const T*>(ddx);
-    T *const gx = static_cast<T*>(gx_), *const gdy = static_cast<T*>(gdy_);
-    const double m = elements(p);
-    for (int64_t j = 0; j < 5 * s.stride; ++j) ws.totals[j] = 0;
-    for (int64_t c = 0; c < p.c; ++c) ws.tables[c] = static_cast<const A*>(mean)[c];
-    fold(p, s, ws.tables, 1);
-    if (m > 0 && (p.training || gw))
-      sum_channels<T, 5>(p, s, ws.tables, ws.totals, ws.partials, threads,
-                         [=](int64_t i, Vec<A> mu, auto part, Vec<A>* v) {
-                           const Vec<A> d = dy ? part.keep(part.load(dy + i)) : Vec<A>{};
-                           const Vec<A> h = g ? part.keep(part.load(g + i)) : Vec<A>{};
-                           const Vec<A> centred = x ? part.load(x + i) - mu : Vec<A>{};
-                           v[0] += d;
-                           v[1] += h;
-                           v[2] += d * centred;
-                           v[3] += h * centred;
-                           v[4] += h * d;
-                         });
-    for (int64_t c = 0; c < p.c; ++c) {
-      const double r = static_cast<double>(static_cast<const A*>(invstd)[c]);
-      const double w = get(p.param_dtype, weight, c, 1), wr = w * r;
-      const double u = get(p.param_dtype, ddw, c, 0), v = get(p.param_dtype, ddb, c, 0);
-      double k[7] = {u * r, 0, 0, 0, wr, u * r, v};  // of dy, g, x − μ, 1 in gx; of g, x − μ, 1 in gdy
-      double Q = ws.totals[4 * s.stride + c];
-      if (p.training && m > 0) {
-        const double S = ws.totals[c], G = ws.totals[s.stride + c];
-        const double D = ws.totals[2 * s.stride + c] * r, E = ws.totals[3 * s.stride + c] * r;
-        Q -= S * G / m + D * E / m;
-        k[0] = r * (u - wr * E / m);
-        k[1] = -r * wr * D / m;
-        k[2] = -r * r * ((u * D - 2 * wr * D * E / m) / m) - wr * r * r * Q / m;
-        k[3] = -r * (u * S - wr * (E * S + D * G) / m) / m;
-        k[5] = u * r - wr * r * E / m;
-        k[6] = v - wr * G / m;
-      }
-      set(p.param_dtype, gw, c, r * Q);
-      for (int i = 0; i < 7; ++i) ws.tables[(i + 1) * s.stride + c] = static_cast<A>(k[i]);
-    }
-    if (m == 0 || (!gx && !gdy)) return;
-    fold(p, s, ws.tables, 8);
-    map_channels<T, 8>(p, s, ws.tables, threads, [=](int64_t i, const Vec<A>* k, auto part) {
-      const Vec<A> d = dy ? part.load(dy + i) : Vec<A>{}, h = g ? part.load(g + i) : Vec<A>{};
-      const Vec<A> centred = x ? part.load(x + i) - k[0] : Vec<A>{};
-      if (gx) part.store(gx + i, d * k[1] + (h * k[2] + (centred * k[3] + k[4])));
-      if (gdy) part.store(gdy + i, h * k[5] + (centred * k[6] + k[7]));
-    });
-  });
 }
 
 }  // namespace cpu

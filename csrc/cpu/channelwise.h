@@ -160,10 +160,11 @@ inline void for_rows(const BatchNormSplit& s, const RowBlock& b, F f) {
 
 // ---- sums and maps -----------------------------------------------------------------------------
 
-// Sums over each channel: term(offset, mean, part, v) adds its terms of one vector to v[0 .. sums).
-// `mean` is a table. totals (sums tables of fp64) gets the result; partials is scratch.
-template <typename T, int sums, typename Term>
-void sum_channels(const BatchNormParams& p, const BatchNormSplit& s, const Acc<T>* mean, double* totals,
+// Sums over each channel: term(offset, coefficients, part, v) adds its terms of one vector to v[0 .. sums);
+// coefficients[k] is its part of table k. totals (sums tables of fp64) gets the result; partials is scratch.
+// channels_last: at_once rows are summed together; fewer where a term reads and writes many tensors.
+template <typename T, int sums, int count, int at_once = kRowsAtOnce, typename Term>
+void sum_channels(const BatchNormParams& p, const BatchNormSplit& s, const Acc<T>* tables, double* totals,
                   void* partials, int threads, Term term) {
   using A = Acc<T>;
   if (!p.channels_last) {
@@ -172,11 +173,12 @@ void sum_channels(const BatchNormParams& p, const BatchNormSplit& s, const Acc<T
     parallel_for(threads, p.c * s.blocks, s.planes * s.piece, [&](int64_t task, int) {
       const int64_t c = task / s.blocks;
       const PlaneBlock b = plane_block(p, s, c, task % s.blocks);
-      const Vec<A> m = broadcast(mean[c]);
+      Vec<A> coefficients[count];
+      for (int k = 0; k < count; ++k) coefficients[k] = broadcast(tables[k * s.stride + c]);
       Sums<A, sums, ways> sum;
       for (int64_t i = 0; i < b.planes; ++i)
         for_vectors<ways, A>(b.count, [&](int64_t j, auto way, auto part) {
-          term(b.offset + i * b.stride + j, m, part, sum.v[way.value]);
+          term(b.offset + i * b.stride + j, coefficients, part, sum.v[way.value]);
         });
       for (int k = 0; k < sums; ++k) partial[task * sums + k] = sum.total(k);
     });
@@ -192,11 +194,11 @@ void sum_channels(const BatchNormParams& p, const BatchNormSplit& s, const Acc<T
   parallel_for(threads, s.blocks, s.rows * s.width, [&](int64_t task, int) {
     A* const acc = partial + task * sums * s.stride;
     for (int64_t j = 0; j < sums * s.stride; ++j) acc[j] = 0;
-    for_rows<A, kRowsAtOnce>(s, row_block(p, s, task), [&](int64_t offset, int64_t j, auto part, auto rows) {
-      const Vec<A> m = load(mean + j);
-      Vec<A> v[sums];
+    for_rows<A, at_once>(s, row_block(p, s, task), [&](int64_t offset, int64_t j, auto part, auto rows) {
+      Vec<A> coefficients[count], v[sums];
+      for (int k = 0; k < count; ++k) coefficients[k] = load(tables + k * s.stride + j);
       for (int k = 0; k < sums; ++k) v[k] = Vec<A>{};
-      for (int row = 0; row < rows.value; ++row) term(offset + row * s.width, m, part, v);
+      for (int row = 0; row < rows.value; ++row) term(offset + row * s.width, coefficients, part, v);
       for (int k = 0; k < sums; ++k) store(acc + k * s.stride + j, load(acc + k * s.stride + j) + v[k]);
     });
   });

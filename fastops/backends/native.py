@@ -79,7 +79,8 @@ def cpu_launcher(op: str, isa: str = ISA) -> Callable[..., None] | None:
     def launch_with_workspace(params: Any, *tensors: Tensor | None) -> None:
         threads = torch.get_num_threads()
         workspace = _workspace(workspace_bytes(params, threads))
-        kernel(params, *map(_address, tensors), workspace.data_ptr(), threads)
+        addresses = [0 if t is None else t.data_ptr() for t in tensors]
+        kernel(params, *addresses, workspace.data_ptr(), threads)
 
     return launch if workspace_bytes is None else launch_with_workspace
 

@@ -10,13 +10,18 @@ from torch.autograd import forward_ad
 _functorch_is_active = torch._C._are_functorch_transforms_active
 
 
+def forward_mode_is_on() -> bool:
+    """Whether a Function's jvp may be called, for which it has to save tensors."""
+    return forward_ad._current_level >= 0 or _functorch_is_active()
+
+
 def is_differentiated(*args: Any) -> bool:
     """Whether a call with these arguments is to be recorded, in reverse or in forward mode."""
     if torch.is_grad_enabled():
         for a in args:
             if isinstance(a, torch.Tensor) and a.requires_grad:
                 return True
-    return forward_ad._current_level >= 0 or _functorch_is_active()
+    return forward_mode_is_on()
 
 
 def call(function: type[torch.autograd.Function], *args: Any) -> Any:

@@ -1,7 +1,8 @@
-"""Batch normalisation: statistics, the affine map, its gradients, and the gradients of those.
+"""Batch normalisation with an optional residual and ReLU, its gradients, and the gradients of those.
 
-The statistics are an op of their own, outside of autograd: ``BatchNorm`` takes mean and invstd as
-constants, and its derivatives account for their dependence on x (``training=True``) in closed form.
+``BatchNorm`` finds the statistics and applies them in one launch. It returns mean and invstd as constants:
+its derivatives account for their dependence on x (``training=True``) in closed form. Its backward is one
+launch too, unless it is itself differentiated: then it is that of the ReLU followed by that of the rest.
 """
 
 from __future__ import annotations
@@ -17,25 +18,30 @@ from torch.autograd.graph import increment_version
 from fastops import _C
 from fastops.backends import DTYPES, launch
 from fastops.ops import layout
-from fastops.ops.autograd import call
+from fastops.ops.autograd import call, forward_mode_is_on, is_differentiated
 
 
 class Plan(NamedTuple):
-    """What one call needs: the kernels' params and the accumulator's dtype."""
+    """What the calls on one kind of tensor need: the kernels' params, and what they say."""
 
     params: _C.BatchNormParams
-    acc: torch.dtype
+    memory_format: torch.memory_format
+    acc: torch.dtype  # of mean and invstd
+    param_dtype: torch.dtype
+    training: bool
+    relu: bool
 
 
 @lru_cache(maxsize=4096)
 def batch_norm_plan(
     shape: tuple[int, ...],
     dtype: torch.dtype,
+    memory_format: torch.memory_format,
     param_dtype: torch.dtype,
-    channels_last: bool,
     training: bool,
     momentum: float = 0.0,
     eps: float = 0.0,
+    relu: bool = False,
 ) -> Plan:
     spatial = (*(1,) * (5 - len(shape)), *shape[2:])
     if len(shape) > 5:
@@ -44,15 +50,17 @@ def batch_norm_plan(
         dtype=DTYPES[dtype],
         param_dtype=DTYPES[param_dtype],
         # One position: both layouts coincide, and rows of channels are the better way to see it.
-        channels_last=channels_last or math.prod(spatial) == 1,
+        channels_last=memory_format is not layout.CONTIGUOUS or math.prod(spatial) == 1,
         n=shape[0],
         c=shape[1],
         in_=spatial,
         training=training,
         momentum=momentum,
         eps=eps,
+        relu=relu,
     )
-    return Plan(params, torch.float64 if dtype is torch.float64 else torch.float32)
+    acc = torch.float64 if dtype is torch.float64 else torch.float32
+    return Plan(params, memory_format, acc, param_dtype, training, relu)
 
 
 def _format_of(x: Tensor) -> torch.memory_format:
@@ -61,142 +69,207 @@ def _format_of(x: Tensor) -> torch.memory_format:
     return layout.format_of(x)
 
 
-def _plan(
-    x: Tensor, param_dtype: torch.dtype, memory_format: torch.memory_format, training: bool, *stats: float
-) -> Plan:
-    channels_last = memory_format is not layout.CONTIGUOUS
-    return batch_norm_plan(x.shape, x.dtype, param_dtype, channels_last, training, *stats)
-
-
 def _contiguous(t: Tensor | None) -> Tensor | None:
     return None if t is None else layout.dense(t, layout.CONTIGUOUS)
 
 
-class BatchNormStats(torch.autograd.Function):
-    """(mean, invstd) per channel, of x in training, of the running statistics in evaluation.
-
-    In training the running statistics, where given, are updated in place. Not differentiable.
-    """
-
-    @staticmethod
-    def forward(
-        x: Tensor,
-        running_mean: Tensor | None,
-        running_var: Tensor | None,
-        param_dtype: torch.dtype,
-        training: bool,
-        momentum: float,
-        eps: float,
-    ) -> tuple[Tensor, Tensor]:
-        memory_format = _format_of(x)
-        plan = _plan(x, param_dtype, memory_format, training, momentum, eps)
-        mean, invstd = x.new_empty((2, x.shape[1]), dtype=plan.acc).unbind()
-        dense = [_contiguous(running_mean), _contiguous(running_var)]
-        launch(
-            "batch_norm_stats",
-            plan.params,
-            layout.dense(x, memory_format) if training else x,
-            *dense,
-            mean,
-            invstd,
-        )
-        if training:
-            for running, copy in zip((running_mean, running_var), dense, strict=True):
-                if running is not copy:
-                    running.copy_(copy)  # type: ignore[union-attr, arg-type]
-                elif running is not None and not running.is_inference():
-                    increment_version(running)  # whoever saved it for a backward pass must notice
-        return mean, invstd
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: tuple[Tensor, Tensor]) -> None:
-        ctx.mark_non_differentiable(*output)
-
-    @staticmethod
-    def jvp(ctx: Any, *_: Any) -> tuple[None, None]:
-        return None, None  # constants to autograd: BatchNorm's derivative accounts for them
+def _updated(running: Tensor, dense: Tensor) -> None:
+    """A kernel has written to a running statistic, or to a dense copy of it."""
+    if running is not dense:
+        running.copy_(dense)
+    elif not running.is_inference():
+        increment_version(running)  # whoever saved it for a backward pass must notice
 
 
 class BatchNorm(torch.autograd.Function):
-    """y = (x − mean) · invstd · w + b; in training mean and invstd are those of x."""
+    """y = (x − mean) · invstd · w + b + residual, or its ReLU; and mean and invstd, per channel.
+
+    In training mean and invstd are those of x, and the running statistics, where given, are updated in
+    place; in evaluation they are the running ones. Without a ReLU the backward keeps x and w, with one
+    also b and the residual: where y is positive is computed again from them.
+    """
 
     @staticmethod
     def forward(
         x: Tensor,
         w: Tensor | None,
         b: Tensor | None,
-        mean: Tensor,
-        invstd: Tensor,
-        param_dtype: torch.dtype,
-        training: bool,
-    ) -> Tensor:
-        memory_format = _format_of(x)
-        plan = _plan(x, param_dtype, memory_format, training)
-        y = layout.empty_like(x, x.shape, memory_format)
+        residual: Tensor | None,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        plan: Plan,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        memory_format, channels = plan.memory_format, x.shape[1]
+        y = torch.empty_like(x, memory_format=memory_format)
+        mean, invstd = x.new_empty(channels, dtype=plan.acc), x.new_empty(channels, dtype=plan.acc)
+        dense_mean, dense_var = _contiguous(running_mean), _contiguous(running_var)
         launch(
-            "batch_norm_apply",
+            "batch_norm",
             plan.params,
             layout.dense(x, memory_format),
             _contiguous(w),
             _contiguous(b),
+            dense_mean,
+            dense_var,
+            None if residual is None else layout.dense(residual, memory_format),
             mean,
             invstd,
-            None,
             y,
         )
-        return y
+        if plan.training and running_mean is not None:
+            assert running_var is not None and dense_mean is not None and dense_var is not None
+            _updated(running_mean, dense_mean)
+            _updated(running_var, dense_var)
+        return y, mean, invstd
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: tuple[Tensor, Tensor, Tensor]) -> None:
+        x, w, b, residual, _, _, ctx.plan = inputs
+        _, mean, invstd = output
+        ctx.mark_non_differentiable(mean, invstd)
+        ctx.set_materialize_grads(False)
+        ctx.residual_format = None if residual is None else _format_of(residual)
+        if forward_mode_is_on():
+            ctx.save_for_forward(x, w, b, residual, mean, invstd)
+        if ctx.plan.relu:
+            ctx.save_for_backward(x, w, b, residual, mean, invstd)
+            return
+        need_x, need_w = ctx.needs_input_grad[:2]
+        # In evaluation dx does not depend on x.
+        saved_x = x if need_w or (need_x and ctx.plan.training) else None
+        ctx.save_for_backward(saved_x, w if need_x else None, None, None, mean, invstd)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        if dy is None:
+            return (None,) * 7
+        x, w, b, residual, mean, invstd = ctx.saved_tensors
+        want_x, want_w, want_b, want_residual = ctx.needs_input_grad[:4]
+        plan = ctx.plan
+        dx = dw = db = None
+        dz: Tensor | None = dy
+        if not is_differentiated(dy, x, w):
+            wanted = want_x, want_w, want_b, want_residual and plan.relu
+            dx, dw, db, dz = _backward(dy, x, w, b, mean, invstd, residual, plan, wanted)
+            if not plan.relu:
+                dz = dy
+        else:
+            if plan.relu:
+                dz = call(ActivationBackward, dy, x, w, b, mean, invstd, residual, plan)
+            if want_x or want_w or want_b:
+                wanted = want_x, want_w, want_b
+                dx, dw, db = call(BatchNormBackward, dz, x, w, mean, invstd, _without_relu(dy, plan), wanted)
+        dresidual = layout.dense(dz, ctx.residual_format) if want_residual and dz is not None else None
+        return dx, dw, db, dresidual, None, None, None
+
+    @staticmethod
+    def jvp(
+        ctx: Any,
+        x_t: Tensor | None,
+        w_t: Tensor | None,
+        b_t: Tensor | None,
+        residual_t: Tensor | None,
+        *_: Any,
+    ) -> tuple[Tensor, None, None]:
+        x, w, b, residual, mean, invstd = ctx.saved_tensors
+        plan = ctx.plan
+        y_t = residual_t
+        if residual_t is None or any(t is not None for t in (x_t, w_t, b_t)):
+            # The derivative wrt x is symmetric, so that backward's gradient wrt dy is the derivative of y.
+            y_t = call(
+                BatchNormDoubleBackward,
+                *(x_t, w_t, b_t, None, x, w, mean, invstd),
+                _without_relu(x, plan),
+                (True, False, False),
+            )[0]
+            y_t = y_t if residual_t is None else y_t + residual_t
+        assert y_t is not None
+        if plan.relu:
+            y_t = call(ActivationBackward, y_t, x, w, b, mean, invstd, residual, plan)
+        return y_t, None, None
+
+
+def _without_relu(x: Tensor, plan: Plan) -> Plan:
+    if not plan.relu:
+        return plan
+    return batch_norm_plan(x.shape, x.dtype, plan.memory_format, plan.param_dtype, plan.training)
+
+
+def _backward(
+    dy: Tensor,
+    x: Tensor | None,
+    w: Tensor | None,
+    b: Tensor | None,
+    mean: Tensor,
+    invstd: Tensor,
+    residual: Tensor | None,
+    plan: Plan,
+    wanted: tuple[bool, ...],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """(dx, dw, db, dresidual), those wanted, else None."""
+    memory_format = plan.memory_format
+    want_x, want_w, want_b, want_residual = wanted
+    dx = torch.empty_like(dy, memory_format=memory_format) if want_x else None
+    dw = dy.new_empty(dy.shape[1], dtype=plan.param_dtype) if want_w else None
+    db = dy.new_empty(dy.shape[1], dtype=plan.param_dtype) if want_b else None
+    dresidual = torch.empty_like(dy, memory_format=memory_format) if want_residual else None
+    if True in wanted:
+        launch(
+            "batch_norm_backward",
+            plan.params,
+            layout.dense(dy, memory_format),
+            None if x is None else layout.dense(x, memory_format),
+            _contiguous(w),
+            _contiguous(b),
+            mean,
+            invstd,
+            None if residual is None else layout.dense(residual, memory_format),
+            dx,
+            dw,
+            db,
+            dresidual,
+        )
+    return dx, dw, db, dresidual
+
+
+class ActivationBackward(torch.autograd.Function):
+    """dy where y = relu(…) is not ≤ 0, else 0: linear in dy, and constant in everything else."""
+
+    @staticmethod
+    def forward(
+        dy: Tensor,
+        x: Tensor,
+        w: Tensor | None,
+        b: Tensor | None,
+        mean: Tensor,
+        invstd: Tensor,
+        residual: Tensor | None,
+        plan: Plan,
+    ) -> Tensor:
+        dz = _backward(dy, x, w, b, mean, invstd, residual, plan, (False, False, False, True))[3]
+        assert dz is not None
+        return dz
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
-        x, w, _, mean, invstd, ctx.param_dtype, ctx.training = inputs
-        need_x, need_w = ctx.needs_input_grad[:2]
-        ctx.memory_format = _format_of(x)
-        # In evaluation dx does not depend on x.
-        saved_x = x if need_w or (need_x and ctx.training) else None
-        ctx.save_for_backward(saved_x, w if need_x else None, mean, invstd)
-        ctx.save_for_forward(x, w, mean, invstd)
+        *tensors, ctx.plan = inputs[1:]
+        ctx.save_for_backward(*tensors)
+        ctx.save_for_forward(*tensors)
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, w, mean, invstd = ctx.saved_tensors
-        wanted = tuple(ctx.needs_input_grad[:3])
-        gradients = call(
-            BatchNormBackward,
-            dy,
-            x,
-            w,
-            mean,
-            invstd,
-            ctx.param_dtype,
-            ctx.training,
-            ctx.memory_format,
-            wanted,
-        )
-        return *gradients, None, None, None, None
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        return call(ActivationBackward, g, *ctx.saved_tensors, ctx.plan), *(None,) * 7
 
     @staticmethod
-    def jvp(ctx: Any, x_t: Tensor | None, w_t: Tensor | None, b_t: Tensor | None, *_: None) -> Tensor:
-        x, w, mean, invstd = ctx.saved_tensors
-        # The derivative wrt x is symmetric, so that backward's gradient wrt dy is the derivative of y.
-        return call(
-            BatchNormDoubleBackward,
-            x_t,
-            w_t,
-            b_t,
-            None,
-            x,
-            w,
-            mean,
-            invstd,
-            ctx.param_dtype,
-            ctx.training,
-            ctx.memory_format,
-            (True, False, False),
-        )[0]
+    def jvp(ctx: Any, dy_t: Tensor | None, *_: Any) -> Tensor:
+        x = ctx.saved_tensors[0]
+        if dy_t is None:
+            return torch.zeros_like(x, memory_format=ctx.plan.memory_format)
+        return call(ActivationBackward, dy_t, *ctx.saved_tensors, ctx.plan)
 
 
 class BatchNormBackward(torch.autograd.Function):
-    """(dx, dw, db), those wanted, else None."""
+    """(dx, dw, db), those wanted, else None, of a BatchNorm without ReLU; dy is also its dresidual."""
 
     @staticmethod
     def forward(
@@ -205,34 +278,14 @@ class BatchNormBackward(torch.autograd.Function):
         w: Tensor | None,
         mean: Tensor,
         invstd: Tensor,
-        param_dtype: torch.dtype,
-        training: bool,
-        memory_format: torch.memory_format,
+        plan: Plan,
         wanted: tuple[bool, bool, bool],
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        plan = _plan(dy, param_dtype, memory_format, training)
-        dx = layout.empty_like(dy, dy.shape, memory_format) if wanted[0] else None
-        dw, db = (dy.new_empty(dy.shape[1], dtype=param_dtype) if want else None for want in wanted[1:])
-        launch(
-            "batch_norm_backward",
-            plan.params,
-            layout.dense(dy, memory_format),
-            None if x is None else layout.dense(x, memory_format),
-            _contiguous(w),
-            None,
-            mean,
-            invstd,
-            None,
-            dx,
-            dw,
-            db,
-            None,
-        )
-        return dx, dw, db
+        return _backward(dy, x, w, None, mean, invstd, None, plan, (*wanted, False))[:3]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        dy, x, w, mean, invstd, ctx.param_dtype, ctx.training, ctx.memory_format, ctx.wanted = inputs
+        dy, x, w, mean, invstd, ctx.plan, _ = inputs
         ctx.save_for_backward(dy, x, w, mean, invstd)
         ctx.set_materialize_grads(False)
 
@@ -243,7 +296,7 @@ class BatchNormBackward(torch.autograd.Function):
         dy, x, w, mean, invstd = ctx.saved_tensors
         need_dy, need_x, need_w = ctx.needs_input_grad[:3]
         # What does not flow through these gradients is zero: None says so for less work.
-        need_x &= (ctx.training and ddx is not None) or ddw is not None
+        need_x &= (ctx.plan.training and ddx is not None) or ddw is not None
         need_w &= ddx is not None
         need_dy &= any(t is not None for t in (ddx, ddw, ddb))
         gdy, gx, gw = call(
@@ -256,12 +309,10 @@ class BatchNormBackward(torch.autograd.Function):
             w,
             mean,
             invstd,
-            ctx.param_dtype,
-            ctx.training,
-            ctx.memory_format,
+            ctx.plan,
             (need_dy, need_x, need_w),
         )
-        return gdy, gx, gw, None, None, None, None, None, None
+        return gdy, gx, gw, None, None, None, None
 
 
 class BatchNormDoubleBackward(torch.autograd.Function):
@@ -280,17 +331,15 @@ class BatchNormDoubleBackward(torch.autograd.Function):
         w: Tensor | None,
         mean: Tensor,
         invstd: Tensor,
-        param_dtype: torch.dtype,
-        training: bool,
-        memory_format: torch.memory_format,
+        plan: Plan,
         wanted: tuple[bool, bool, bool],
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         like = next(t for t in (dy, x, ddx) if t is not None)
-        plan = _plan(like, param_dtype, memory_format, training)
+        memory_format = plan.memory_format
         gdy, gx = (
             layout.empty_like(like, like.shape, memory_format) if want else None for want in wanted[:2]
         )
-        gw = like.new_empty(like.shape[1], dtype=param_dtype) if wanted[2] else None
+        gw = like.new_empty(like.shape[1], dtype=plan.param_dtype) if wanted[2] else None
         x, dy, ddx = (None if t is None else layout.dense(t, memory_format) for t in (x, dy, ddx))
         launch(
             "batch_norm_double_backward",
@@ -328,12 +377,11 @@ def batch_norm(
     training: bool,
     momentum: float,
     eps: float,
+    residual: Tensor | None = None,
+    relu: bool = False,
 ) -> Tensor:
     """Normalises x; updates the running statistics, where given, in training. Arguments are checked."""
     if running_mean is None or not training:
         momentum = 0.0  # unused: one plan serves all
-    with torch.no_grad():
-        mean, invstd = call(
-            BatchNormStats, x, running_mean, running_var, param_dtype, training, momentum, eps
-        )
-    return call(BatchNorm, x, w, b, mean, invstd, param_dtype, training)
+    plan = batch_norm_plan(x.shape, x.dtype, _format_of(x), param_dtype, training, momentum, eps, relu)
+    return call(BatchNorm, x, w, b, residual, running_mean, running_var, plan)[0]

@@ -1,7 +1,7 @@
 """The test cases: one table per family, run by every test over every backend, dtype and layout.
 
 A case is one call of a function that torch.nn.functional and fastops.functional both have, with the
-reason why it is in the table.
+reason why it is in the table; or one call of fastops' and what torch composes of several.
 """
 
 from __future__ import annotations
@@ -31,11 +31,20 @@ class Case:
     dtypes: tuple[torch.dtype, ...] = field(
         default=(torch.float64, torch.float32, torch.float16, torch.bfloat16)
     )
+    # What is called, given the module (torch's, fastops' or the oracle) before the arguments, where it is
+    # not the same call in all of them.
+    composed: Callable[..., Any] | None = None
 
     def __str__(self) -> str:
         shapes = " ".join("x".join(map(str, s)) for s in self.shapes)
         options = " ".join(f"{k}={v}" for k, v in self.kwargs.items())
         return f"{self.op} {shapes} {options}".replace(", ", ",").strip()
+
+    def call(self, module: Any, *arguments: Any) -> Any:
+        """The case's function in torch.nn.functional, fastops.functional or the oracle."""
+        if self.composed is not None:
+            return self.composed(module, *arguments, **self.kwargs)
+        return getattr(module, self.op)(*arguments, **self.kwargs)
 
     def arguments(
         self, dtype: torch.dtype, channels_last: bool = False, device: str = "cpu", seed: int = 0

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+import fastops.functional as G
 from tests.cases import Case, Shape
 
 
@@ -35,6 +38,44 @@ def _case(
     per_channel = ((shape[1],),) * ((0 if make is _batch_only else 2) + (2 if affine else 0))
     more.setdefault("wrt", (0, 3, 4) if affine else (0,))
     return Case("batch_norm", (shape, *per_channel), options, reason, make=make, **more)
+
+
+def _composed(
+    module: Any, x: Any, mean: Any, var: Any, w: Any, b: Any, residual: Any, activation: Any, **options: Any
+) -> Any:
+    """fastops' one call, or what it stands for."""
+    if module is G:
+        return G.batch_norm(x, mean, var, w, b, residual=residual, activation=activation, **options)
+    y = module.batch_norm(x, mean, var, w, b, **options)
+    if residual is not None:
+        y = y + residual
+    if activation == "relu":
+        y = F.relu(y) if isinstance(y, Tensor) else np.maximum(y, 0)
+    return y
+
+
+def _fused(
+    shape: Shape,
+    options: dict[str, Any],
+    reason: str,
+    residual: bool = True,
+    activation: str | None = "relu",
+    affine: bool = True,
+    wide: bool = False,
+    **more: Any,
+) -> Case:
+    channels = (shape[1],)
+    shapes = (shape, *(channels,) * (4 if affine else 2), *((shape,) if residual else ()))
+
+    def make(x: Tensor, *rest: Tensor, **_: Any) -> tuple[Any, ...]:
+        added = rest[-1] if residual else None
+        parameters = (_wide_parameters if wide else _running)(x, *rest[: len(shapes) - 1 - residual])[1:]
+        return x, *parameters, *(() if affine else (None, None)), added
+
+    wrt = (0, *((3, 4) if affine else ()), *((5,) if residual else ()))
+    more.setdefault("wrt", wrt)
+    options = dict(options, activation=activation)
+    return Case("batch_norm", shapes, options, reason, make=make, composed=_composed, **more)
 
 
 NARROW = (torch.float32, torch.float16, torch.bfloat16)
@@ -90,5 +131,31 @@ CASES = (
         _case((0, 3, 4, 4), TRAIN, "an empty batch, from which nothing is learnt"),
         # wrt=(): gradcheck refuses the strides of an empty channels_last tensor.
         _case((2, 3, 0, 4), EVAL, "empty planes", wrt=()),
+    ]
+)
+MODES = (TRAIN, EVAL)
+CASES += (
+    [_fused(shape, mode, reason) for shape, reason in BOTH for mode in MODES]
+    + [_fused(shape, mode, reason, large=True) for shape, reason in LARGE for mode in MODES]
+    + [
+        _fused((2, 5, 7, 3), mode, "every part of what is fused", residual, activation, affine)
+        for mode in MODES
+        for residual, activation in ((True, None), (False, "relu"), (True, "relu"), (False, None))
+        for affine in (True, False)
+    ]
+    + [
+        _fused((2, 3, 6, 4), mode, f"gradients for {wrt} only", activation=activation, wrt=wrt)
+        for mode in MODES
+        for activation, wrt in (
+            *(("relu", wrt) for wrt in ((0,), (3,), (4,), (5,), (0, 5), (4, 5), (3, 4))),
+            (None, (5,)),
+            (None, (0, 5)),
+        )
+    ]
+    + [_fused((2, 5, 4, 5), mode, "fp32 parameters beside 16-bit x", wide=True) for mode in MODES]
+    + [
+        _fused((2, 3, 4, 4), dict(training=True, momentum=1.5, eps=0.5), "other options pass through"),
+        _fused((0, 3, 4, 4), TRAIN, "an empty batch"),
+        _fused((2, 3, 0, 4), EVAL, "empty planes", wrt=()),
     ]
 )

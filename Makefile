@@ -1,5 +1,6 @@
 # make demo   the main job: trains one network with torch's layers and with fastops', and compares
 # make test   the test suite (ARGS="-k pool" and the like are handed to pytest)
+# make gpu    the tests that need a GPU, and compute-sanitizer over some of them
 # make lint   style of Python and C++
 # make clean  removes what these made
 #
@@ -15,13 +16,16 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -q
 BUILD_REQUIRES := $(shell sed -n '/^requires = /s/[^"]*\("[^"]*"\)[^"]*/\1 /gp' pyproject.toml)
 CPP := $(shell find csrc tests -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: demo test lint build clean
+.PHONY: demo test gpu lint build clean
 
 demo: build
 	$(BIN)/python examples/demo.py $(ARGS)
 
 test: build
 	$(BIN)/python -m pytest $(ARGS)
+
+gpu: build
+	PYTHON=$(BIN)/python tests/gpu.sh $(ARGS)
 
 lint: .venv/lint
 	$(BIN)/ruff check .

@@ -1,9 +1,10 @@
 // Average pooling and its adjoint on the GPU: gathers, so no atomics and the same bits each run.
 //
-// A thread has one output (adjoint: one input); in channels_last 16 bytes of channels of it, where
-// they are aligned. The average of whole planes is a reduction by several threads in a fixed order.
-#include "primitives.cuh"
-#include "windows.h"
+// A thread has one output (adjoint: one input), or 16 bytes of them where they are aligned: channels of
+// a pixel in channels_last, neighbours in a row of a contiguous plane for the usual windows. The average
+// of whole planes is a reduction of its own.
+#include "avg_planes.h"
+#include "rows.h"
 
 namespace fastops {
 namespace cuda {
@@ -67,132 +68,36 @@ __global__ void avg_pool_kernel(Windows<I> w, Divisors<Acc<T>> divisors, int64_t
   }
 }
 
-// ---- whole planes --------------------------------------------------------------------------------
-
-// A plane is `packs` packs without a gap; `team` threads of a block, one warp or all, have one plane.
-template <typename T, typename P, int team>
-__global__ void average_planes_kernel(Acc<T> scale, int64_t planes, int64_t packs, const P* x, T* y) {
+// The same for a run of outputs in a row (rows.h), which has all taps along the row, some outside.
+template <typename T, typename Window, int run>
+__global__ void avg_pool_rows_kernel(Rows<run> rows, Divisors<Acc<T>> divisors, int64_t work, const T* x,
+                                     Pack<T, run>* y) {
   using A = Acc<T>;
-  constexpr int width = sizeof(P) / sizeof(T);
-  constexpr int teams = kThreads / team, warps = team / 32;
-  FASTOPS_SHARED(partial, A[kThreads / 32]);
-  const int member = threadIdx.x % team, warp = threadIdx.x / 32;
-  for (int64_t first = blockIdx.x * int64_t{teams}; first < planes; first += gridDim.x * int64_t{teams}) {
-    const int64_t plane = first + threadIdx.x / team;
-    A sums[width] = {};
-    if (plane < planes)
-      for (int64_t i = member; i < packs; i += team) {
-        const P v = x[plane * packs + i];
+  constexpr int begin = -Window::pad, end = Window::stride * (run - 1) + Window::kernel - Window::pad;
+  const Windows<int32_t>& w = rows.w;
+  for (int64_t i = first_item(); i < work; i += item_stride()) {
+    const Place<int32_t> o = rows.output(static_cast<int32_t>(i));
+    const Taps<int32_t> td = w.d.taps(o.d), th = w.h.taps(o.h);
+    A sum[run] = {};
+    for (int32_t d = td.first; d < td.first + td.count; ++d)
+      for (int32_t h = th.first; h < th.first + th.count; ++h) {
+        const Span<T, begin, end, run> row(x + w.input_row(o, d, h), o.w * Window::stride, w.w.in,
+                                           from_acc<T>(0));
 #pragma unroll
-        for (int u = 0; u < width; ++u) sums[u] += to_acc(v.v[u]);
+        for (int u = 0; u < run; ++u)
+#pragma unroll
+          for (int l = 0; l < Window::kernel; ++l)
+            sum[u] += to_acc(row[u * Window::stride - Window::pad + l]);
       }
-    A sum = sums[0];
+    const A row_divisor = divisors.all != 0 ? A(1) : divisors.row(w, o.d, o.h);
+    Pack<T, run> result;
 #pragma unroll
-    for (int u = 1; u < width; ++u) sum += sums[u];
-    for (int distance = 16; distance > 0; distance /= 2) sum += __shfl_xor_sync(~0u, sum, distance);
-    if (warps > 1) {
-      if (threadIdx.x % 32 == 0) partial[warp] = sum;
-      __syncthreads();
-      sum = 0;
-      for (int j = 0; j < warps; ++j) sum += partial[j];
-      __syncthreads();  // the next plane's sums overwrite these
+    for (int u = 0; u < run; ++u) {
+      const A divisor = divisors.all != 0 ? divisors.all : row_divisor * divisors.column(w, o.w + u);
+      result.v[u] = from_acc<T>(sum[u] * (A(1) / divisor));
     }
-    if (member == 0 && plane < planes) y[plane] = from_acc<T>(sum * scale);
+    y[i] = result;
   }
-}
-
-// The same for channels_last: `lanes` neighbouring threads (a power of two, at most 32) have a group of
-// channels each; the kThreads / lanes slices of the block share out the pixels.
-template <typename T, typename P>
-__global__ void average_images_kernel(Acc<T> scale, int64_t images, int64_t pixels, int64_t groups, int lanes,
-                                      const P* x, P* y) {
-  using A = Acc<T>;
-  constexpr int width = sizeof(P) / sizeof(T);
-  FASTOPS_SHARED(partial, A[width][kThreads]);
-  const int lane = threadIdx.x % lanes, slice = threadIdx.x / lanes, slices = kThreads / lanes;
-  const int64_t parts = (groups + lanes - 1) / lanes;
-  for (int64_t part = blockIdx.x; part < images * parts; part += gridDim.x) {
-    const int64_t image = part / parts, group = part % parts * lanes + lane;
-    A sums[width] = {};
-    if (group < groups)
-      for (int64_t i = slice; i < pixels; i += slices) {
-        const P v = x[(image * pixels + i) * groups + group];
-#pragma unroll
-        for (int u = 0; u < width; ++u) sums[u] += to_acc(v.v[u]);
-      }
-#pragma unroll
-    for (int u = 0; u < width; ++u) partial[u][threadIdx.x] = sums[u];
-    __syncthreads();
-    if (slice == 0 && group < groups) {
-      P result;
-#pragma unroll
-      for (int u = 0; u < width; ++u) {
-        A sum = 0;
-        for (int s = 0; s < slices; ++s) sum += partial[u][s * lanes + lane];
-        result.v[u] = from_acc<T>(sum * scale);
-      }
-      y[image * groups + group] = result;
-    }
-    __syncthreads();  // the next part's sums overwrite these
-  }
-}
-
-// Fewer elements than this are left to one thread per output.
-constexpr int64_t kLeastPlane = 32;
-// From so many on, a plane has a block instead of a warp: 8 accesses for each of its threads.
-constexpr int64_t kLargePlane = 8 * kThreads;
-
-bool is_whole(const PoolAxis& a) {
-  if (a.out != 1) return false;
-  const Range r = window(a, 0);
-  return r.begin == 0 && r.end == a.in;
-}
-bool averages_planes(const PoolParams& p) {
-  return volume(p.in) >= kLeastPlane && is_whole(axis_d(p)) && is_whole(axis_h(p)) && is_whole(axis_w(p));
-}
-
-template <typename T, typename P>
-void average_planes(const PoolParams& p, Acc<T> scale, const void* x, void* y, void* stream) {
-  const int64_t planes = p.n * p.c, packs = volume(p.in) / static_cast<int64_t>(sizeof(P) / sizeof(T));
-  const bool large = packs >= kLargePlane;
-  const int64_t teams = large ? 1 : kThreads / 32;
-  launch("avg_pool", large ? average_planes_kernel<T, P, kThreads> : average_planes_kernel<T, P, 32>,
-         blocks_for(ceil_div(planes, teams) * kThreads), kThreads, 0, stream, scale, planes, packs,
-         static_cast<const P*>(x), static_cast<T*>(y));
-}
-template <typename T, typename P>
-void average_images(const PoolParams& p, Acc<T> scale, const void* x, void* y, void* stream) {
-  const int64_t groups = p.c / static_cast<int64_t>(sizeof(P) / sizeof(T));
-  int lanes = 1;
-  while (lanes < 32 && lanes < groups) lanes *= 2;
-  launch("avg_pool", average_images_kernel<T, P>, blocks_for(p.n * ceil_div(groups, lanes) * kThreads),
-         kThreads, 0, stream, scale, p.n, volume(p.in), groups, lanes, static_cast<const P*>(x),
-         static_cast<P*>(y));
-}
-
-template <typename T>
-void average_all(const PoolParams& p, const void* x, void* y, void* stream) {
-  using A = Acc<T>;
-  const bool pad = p.count_include_pad;
-  const A divisor = p.divisor_override != 0
-                        ? A(p.divisor_override)
-                        : A(window_count(axis_d(p), 0, pad) * window_count(axis_h(p), 0, pad) *
-                            window_count(axis_w(p), 0, pad));
-  const bool images = p.channels_last && p.c > 1;
-  const auto average = [&](auto pack) {
-    using P = typename decltype(pack)::type;
-    (images ? average_images<T, P> : average_planes<T, P>)(p, 1 / divisor, x, y, stream);
-  };
-  // The size of a pack follows from the shape alone, and the order of summation from that size: the
-  // result does not depend on the addresses.
-  constexpr int width = 16 / sizeof(T);
-  const uintptr_t addresses = images ? address(x) | address(y) : address(x);
-  if ((images ? p.c : volume(p.in)) % width != 0)
-    average(Type<Pack<T, 1>>{});
-  else if (addresses % 16 == 0)
-    average(Type<Pack<T, width>>{});
-  else
-    average(Type<LoosePack<T, width>>{});
 }
 
 // ---- adjoint -----------------------------------------------------------------------------------
@@ -225,6 +130,44 @@ __global__ void avg_pool_adjoint_kernel(Windows<I> w, Divisors<Acc<T>> divisors,
   }
 }
 
+template <typename T, typename Window, int run>
+__global__ void avg_pool_adjoint_rows_kernel(Rows<run> rows, Divisors<Acc<T>> divisors, int64_t work,
+                                             const T* dy, Pack<T, run>* dx) {
+  using A = Acc<T>;
+  using Outputs = OutputsOf<Window, run>;
+  const Windows<int32_t>& w = rows.w;
+  const bool differ = divisors.all == 0;
+  const A all = differ ? A(1) : A(1) / divisors.all;
+  for (int64_t i = first_item(); i < work; i += item_stride()) {
+    const Place<int32_t> at = rows.input(static_cast<int32_t>(i));
+    const Covering<int32_t> cd = w.d.covering(at.d), ch = w.h.covering(at.h);
+    const int32_t first = at.w / Window::stride;
+    A sum[run] = {};
+    for (int32_t d = cd.begin; d < cd.end; ++d)
+      for (int32_t h = ch.begin; h < ch.end; ++h) {
+        const Span<T, Outputs::begin, Outputs::end, run / Window::stride> row(dy + w.output_row(at, d, h),
+                                                                              first, w.w.out, from_acc<T>(0));
+        const A row_divisor = differ ? divisors.row(w, d, h) : A(1);
+        A scale[Outputs::end - Outputs::begin];
+#pragma unroll
+        for (int o = Outputs::begin; o < Outputs::end; ++o) {
+          const bool exists = first + o >= 0 && first + o < w.w.out;
+          scale[o - Outputs::begin] =
+              differ && exists ? A(1) / (row_divisor * divisors.column(w, first + o)) : all;
+        }
+#pragma unroll
+        for (int u = 0; u < run; ++u)
+#pragma unroll
+          for (int o = Outputs::first(u); o <= Outputs::last(u); ++o)
+            sum[u] += to_acc(row[o]) * scale[o - Outputs::begin];
+      }
+    Pack<T, run> result;
+#pragma unroll
+    for (int u = 0; u < run; ++u) result.v[u] = from_acc<T>(sum[u]);
+    dx[i] = result;
+  }
+}
+
 }  // namespace
 
 void avg_pool(const PoolParams& p, const void* x, void* y, void* stream) {
@@ -232,6 +175,14 @@ void avg_pool(const PoolParams& p, const void* x, void* y, void* stream) {
   dispatch_floating(p.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     if (averages_planes(p)) return average_all<T>(p, x, y, stream);
+    constexpr int run = 16 / sizeof(T);
+    const bool done = dispatch_rows<T>(p, address(x) | address(y), [&](auto window, auto rows) {
+      const int64_t work = planes_of(p) * volume(p.out) / run;
+      launch("avg_pool", avg_pool_rows_kernel<T, decltype(window), run>, blocks_for(work), kThreads, 0,
+             stream, rows, Divisors<Acc<T>>(p), work, static_cast<const T*>(x),
+             static_cast<Pack<T, run>*>(y));
+    });
+    if (done) return;
     dispatch_windows<T>(p, address(x) | address(y), [&](auto constant, auto windows) {
       constexpr int width = decltype(constant)::value;
       const int64_t work = planes_of(p) * volume(p.out) * windows.groups;
@@ -246,6 +197,14 @@ void avg_pool_adjoint(const PoolParams& p, const void* dy, void* dx, void* strea
   if (p.n * p.c * volume(p.in) == 0) return;
   dispatch_floating(p.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
+    constexpr int run = 16 / sizeof(T);
+    const bool done = dispatch_rows<T>(p, address(dy) | address(dx), [&](auto window, auto rows) {
+      const int64_t work = planes_of(p) * volume(p.in) / run;
+      launch("avg_pool_adjoint", avg_pool_adjoint_rows_kernel<T, decltype(window), run>, blocks_for(work),
+             kThreads, 0, stream, rows, Divisors<Acc<T>>(p), work, static_cast<const T*>(dy),
+             static_cast<Pack<T, run>*>(dx));
+    });
+    if (done) return;
     dispatch_windows<T>(p, address(dy) | address(dx), [&](auto constant, auto windows) {
       constexpr int width = decltype(constant)::value;
       const int64_t work = planes_of(p) * volume(p.in) * windows.groups;

@@ -4,7 +4,7 @@
 // those outputs that name it, in raster order. Nothing is written twice, so no atomics.
 #include "../indexed.h"
 #include "positions.h"
-#include "windows.h"
+#include "rows.h"
 
 namespace fastops {
 namespace cuda {
@@ -59,6 +59,42 @@ __global__ void scatter_add_kernel(Windows<I> w, int64_t work, const Pack<T, wid
   }
 }
 
+// The same for a run of inputs in a row (rows.h).
+template <typename T, typename Window, int run, typename P>
+__global__ void scatter_add_rows_kernel(Rows<run> rows, int64_t work, const T* dy, const P* positions,
+                                        Pack<T, run>* dx) {
+  using A = Acc<T>;
+  using Outputs = OutputsOf<Window, run>;
+  constexpr bool numbers = std::is_same<P, uint8_t>::value;
+  const Windows<int32_t>& w = rows.w;
+  for (int64_t i = first_item(); i < work; i += item_stride()) {
+    const Place<int32_t> at = rows.input(static_cast<int32_t>(i));
+    const Covering<int32_t> cd = w.d.covering(at.d), ch = w.h.covering(at.h);
+    const int32_t first = at.w / Window::stride, position = (at.d * w.h.in + at.h) * w.w.in + at.w;
+    A sum[run] = {};
+    for (int32_t d = cd.begin; d < cd.end; d += cd.step)
+      for (int32_t h = ch.begin; h < ch.end; h += ch.step) {
+        const int32_t row = w.output_row(at, d, h);
+        const Span<T, Outputs::begin, Outputs::end, run / Window::stride> v(dy + row, first, w.w.out,
+                                                                            from_acc<T>(0));
+        const Span<P, Outputs::begin, Outputs::end, run / Window::stride> where(positions + row, first,
+                                                                                w.w.out, P(0));
+        const int32_t taps = numbers ? w.tap_number(w.d.tap_at(d, at.d), w.h.tap_at(h, at.h), 0) : 0;
+#pragma unroll
+        for (int u = 0; u < run; ++u)
+#pragma unroll
+          for (int o = Outputs::first(u); o <= Outputs::last(u); ++o) {
+            const int32_t here = numbers ? taps + u + Window::pad - o * Window::stride : position + u;
+            sum[u] += where[o] == static_cast<P>(here) ? to_acc(v[o]) : A(0);
+          }
+      }
+    Pack<T, run> result;
+#pragma unroll
+    for (int u = 0; u < run; ++u) result.v[u] = from_acc<T>(sum[u]);
+    dx[i] = result;
+  }
+}
+
 // Calls f(Type<T>{}, Type<P>{}).
 template <typename F>
 void dispatch_types(const PoolParams& p, F f) {
@@ -90,7 +126,16 @@ void scatter_add(const PoolParams& p, const void* dy, const void* positions, voi
   dispatch_types(p, [&](auto type, auto index) {
     using T = typename decltype(type)::type;
     using P = typename decltype(index)::type;
-    dispatch_windows<T>(p, address(dy) | address(positions) | address(dx), [&](auto constant, auto windows) {
+    const uintptr_t addresses = address(dy) | address(positions) | address(dx);
+    constexpr int run = 16 / sizeof(T);
+    const bool done = dispatch_rows<T>(p, addresses, [&](auto window, auto rows) {
+      const int64_t work = planes_of(p) * volume(p.in) / run;
+      launch("scatter_add", scatter_add_rows_kernel<T, decltype(window), run, P>, blocks_for(work), kThreads,
+             0, stream, rows, work, static_cast<const T*>(dy), static_cast<const P*>(positions),
+             static_cast<Pack<T, run>*>(dx));
+    });
+    if (done) return;
+    dispatch_windows<T>(p, addresses, [&](auto constant, auto windows) {
       constexpr int width = decltype(constant)::value;
       const int64_t work = planes_of(p) * volume(p.in) * windows.groups;
       launch("scatter_add", scatter_add_kernel<T, width, decltype(windows.groups), P>, blocks_for(work),

@@ -39,6 +39,15 @@ AVG = [
     (((2, 16, 6, 6),), dict(kernel_size=3, stride=2, padding=1), "channels: whole vectors only"),
     (((2, 8, 6, 9),), dict(kernel_size=(2, 3), stride=(2**30, 2)), "too large a stride for 32-bit indices"),
     (((2, 3, 8, 6),), dict(kernel_size=(8, 6), count_include_pad=False), "windows that are planes"),
+    # Rows of inputs and of outputs are whole vectors, of which there are several.
+    (((1, 3, 6, 32),), dict(kernel_size=2), "rows of vectors, k = s"),
+    (((2, 3, 5, 32),), dict(kernel_size=3, stride=2, padding=1), "rows of vectors, halved"),
+    (((1, 2, 5, 24),), dict(kernel_size=3, stride=1, padding=1), "rows of vectors, neighbours on both sides"),
+    (
+        ((1, 2, 7, 32),),
+        dict(kernel_size=(4, 3), stride=(3, 2), padding=1, ceil_mode=True, count_include_pad=False),
+        "rows of vectors, divisors that differ",
+    ),
 ]
 ADAPTIVE_AVG = [
     (((2, 3, 8, 8),), dict(output_size=1), "global pooling"),
@@ -88,6 +97,16 @@ MAX = [
     (((1, 5, 11, 13),), dict(kernel_size=3, stride=2, padding=1, return_indices=True), "with positions"),
     (((1, 8, 17, 31),), dict(kernel_size=3, stride=1, padding=1, return_indices=True), "stride 1"),
     (((1, 1, 9, 37),), dict(kernel_size=3, stride=2, padding=1), "one channel: both layouts at once"),
+    # Rows of inputs and of outputs are whole vectors, of which there are several.
+    (((1, 3, 6, 32),), dict(kernel_size=2), "rows of vectors, k = s"),
+    (((1, 3, 6, 32),), dict(kernel_size=2, return_indices=True), "rows of vectors, k = s, positions"),
+    (((2, 3, 5, 32),), dict(kernel_size=3, stride=2, padding=1), "rows of vectors, halved"),
+    (((1, 2, 5, 24),), dict(kernel_size=3, stride=1, padding=1), "rows of vectors, neighbours on both sides"),
+    (
+        ((1, 2, 7, 32),),
+        dict(kernel_size=(2, 3), stride=(3, 2), padding=1, dilation=(2, 1), return_indices=True),
+        "rows of vectors, dilated across them",
+    ),
     (((2, 19, 13, 13),), dict(kernel_size=3, stride=2, dilation=2, return_indices=True), "dilation"),
     (((1, 3, 23, 29),), dict(kernel_size=(3, 2), stride=(2, 3), dilation=(3, 5)), "dilation, all different"),
     (((1, 3, 10, 11),), dict(kernel_size=3, stride=2, dilation=3, padding=1), "dilation steps over the edge"),

@@ -190,8 +190,45 @@ struct Spread {
   int64_t work() const { return int64_t{items} * chunks; }
 };
 
+// Result (row, column) of a plane, and the group of channels of a thread.
+template <typename I>
+struct Site {
+  I chunk, item, row, column, group;
+};
+
+template <typename I>
+struct Sites {
+  Spread<I> spread;
+  I groups;
+  Divider<I> by_groups, by_columns;
+  I columns;
+
+  Sites(int64_t planes, int64_t rows, int64_t columns_, int64_t channel_groups, int64_t together)
+      : spread(planes, rows * columns_ * channel_groups, together),
+        groups(static_cast<I>(channel_groups)),
+        by_groups(channel_groups),
+        by_columns(columns_),
+        columns(static_cast<I>(columns_)) {}
+
+  __device__ Site<I> operator()(int64_t index) const {
+    Site<I> s;
+    s.chunk = spread.by_items(static_cast<I>(index));
+    s.item = static_cast<I>(index) - s.chunk * spread.items;
+    const I pixel = by_groups(s.item);
+    s.group = s.item - pixel * groups;
+    s.row = by_columns(pixel);
+    s.column = pixel - s.row * columns;
+    return s;
+  }
+};
+
 inline int64_t planes_of(const InterpolateParams& p) { return p.channels_last ? p.n : p.n * p.c; }
 inline int64_t channels_of(const InterpolateParams& p) { return p.channels_last ? p.c : 1; }
+
+inline void check_depth(const InterpolateParams& p) {
+  if (p.in.d != 1 || p.out.d != 1)
+    throw std::invalid_argument("fastops: weighted interpolation is 2-d so far; the depth must be 1");
+}
 
 // Between two passes there is an intermediate result. It is made for so many planes at a time that
 // it stays in the L2 cache, and that no workspace grows with the batch.

@@ -99,38 +99,6 @@ struct Work {
 
 // ---- both axes at once ---------------------------------------------------------------------------
 
-// Result (row, column) of a plane, and the group of channels of a thread.
-template <typename I>
-struct Site {
-  I chunk, item, row, column, group;
-};
-
-template <typename I>
-struct Sites {
-  Spread<I> spread;
-  I groups;
-  Divider<I> by_groups, by_columns;
-  I columns;
-
-  Sites(int64_t planes, int64_t rows, int64_t columns_, int64_t channel_groups, int64_t together)
-      : spread(planes, rows * columns_ * channel_groups, together),
-        groups(static_cast<I>(channel_groups)),
-        by_groups(channel_groups),
-        by_columns(columns_),
-        columns(static_cast<I>(columns_)) {}
-
-  __device__ Site<I> operator()(int64_t index) const {
-    Site<I> s;
-    s.chunk = spread.by_items(static_cast<I>(index));
-    s.item = static_cast<I>(index) - s.chunk * spread.items;
-    const I pixel = by_groups(s.item);
-    s.group = s.item - pixel * groups;
-    s.row = by_columns(pixel);
-    s.column = pixel - s.row * columns;
-    return s;
-  }
-};
-
 template <int taps, typename I>
 __device__ inline void positions_of(I begin, I sources, I step, I (&positions)[taps]) {
 #pragma unroll
@@ -351,11 +319,6 @@ void apply(const char* name, const InterpolateParams& p, const Schedule& s, bool
     at_once<T, width>(name, p, s, work, x, y, stream);
   else
     at_once<T, 1>(name, p, s, work, x, y, stream);
-}
-
-void check_depth(const InterpolateParams& p) {
-  if (p.in.d != 1 || p.out.d != 1)
-    throw std::invalid_argument("fastops: weighted interpolation is 2-d so far; the depth must be 1");
 }
 
 void apply(const char* name, const InterpolateParams& p, bool adjoint, const void* x, void* y,

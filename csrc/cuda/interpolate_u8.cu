@@ -171,11 +171,6 @@ void apply(const InterpolateParams& p, const uint8_t* x, uint8_t* y, void* works
   }
 }
 
-void check_depth(const InterpolateParams& p) {
-  if (p.in.d != 1 || p.out.d != 1)
-    throw std::invalid_argument("fastops: weighted interpolation is 2-d so far; the depth must be 1");
-}
-
 }  // namespace
 
 void interpolate_weighted_u8(const InterpolateParams& p, const void* x, void* y, void* workspace,

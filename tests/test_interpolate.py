@@ -120,7 +120,7 @@ def test_antialias_in_16_bits(mode: str, dtype: torch.dtype, backend: str) -> No
 )
 def test_adjoint(kwargs: dict[str, Any], backend: str) -> None:
     """<A x, y> = <x, A* y>, up to rounding."""
-    for shape in ((2, 3, 7, 11), (1, 20, 7, 11)):
+    for shape in ((2, 3, 7, 11), (1, 20, 7, 11), (1, 1, 2, 1501)):
         for memory_format in LAYOUTS:
             x = torch.randn(shape, dtype=torch.float64, device=device_of(backend))
             x = x.contiguous(memory_format=memory_format).requires_grad_()

@@ -63,7 +63,6 @@ ANTIALIAS: list[tuple[Any, ...]] = [
     (((1, 1, 1, 1),), dict(size=(3, 2)), "one pixel"),
     (((1, 8, 41, 37),), dict(size=(3, 4)), "far down along both axes, in vectors of channels"),
     (((5, 1, 67, 16),), dict(size=(6, 8)), "far down along H: rows of whole vectors"),
-    (((1, 1, 2, 1501),), dict(size=(1, 2)), "more than a thousand taps"),
     (((1, 3, 4, 203),), dict(size=(29, 5)), "up along H, far down along W"),
 ]
 AREA: list[tuple[Any, ...]] = [

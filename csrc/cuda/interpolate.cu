@@ -4,8 +4,6 @@
 //
 // With few taps one kernel applies both. With many, one pass applies the first, and another one the
 // second, to what the first left in the workspace as accumulators.
-#include "../interpolate.h"
-
 #include "banded.h"
 
 namespace fastops {
@@ -39,10 +37,8 @@ double mean_taps(const SampleAxis& a, bool adjoint) {
 Schedule schedule(const InterpolateParams& p, bool adjoint) {
   const Extent from = adjoint ? p.out : p.in, to = adjoint ? p.in : p.out;
   const int64_t channels = channels_of(p);
-  const bool vectors = p.channels_last && p.c % (p.dtype == DType::kF64   ? 2
-                                                 : p.dtype == DType::kF32 ? 4
-                                                                          : 8) ==
-                                              0;
+  const int64_t width = p.dtype == DType::kF64 ? 2 : p.dtype == DType::kF32 ? 4 : 8;
+  const bool vectors = p.channels_last && p.c % width == 0;  // whatever the addresses are
   const double down = vectors ? 1 : 0.25, again = vectors ? 2 : 1;
   const double th = mean_taps(axis_h(p), adjoint), tw = mean_taps(axis_w(p), adjoint);
   const double results = double(to.h) * double(to.w);

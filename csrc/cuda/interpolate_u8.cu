@@ -1,7 +1,6 @@
 // Weighted interpolation of uint8 images on the GPU: as on the CPU, weights in fixed point
 // (fixed_point.h); first along W, then down H, each rounded to uint8.
 #include "../fixed_point.h"
-#include "../interpolate.h"
 #include "banded.h"
 
 namespace fastops {

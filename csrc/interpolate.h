@@ -73,6 +73,14 @@ int64_t interpolate_weighted_u8_workspace(const InterpolateParams& p, int thread
 namespace cuda {
 void interpolate_nearest(const InterpolateParams& p, const void* x, void* y, void* stream);
 void interpolate_nearest_adjoint(const InterpolateParams& p, const void* dy, void* dx, void* stream);
+void interpolate_weighted(const InterpolateParams& p, const void* x, void* y, void* workspace, void* stream);
+void interpolate_weighted_adjoint(const InterpolateParams& p, const void* dy, void* dx, void* workspace,
+                                  void* stream);
+void interpolate_weighted_u8(const InterpolateParams& p, const void* x, void* y, void* workspace,
+                             void* stream);
+int64_t interpolate_weighted_workspace(const InterpolateParams& p);
+int64_t interpolate_weighted_adjoint_workspace(const InterpolateParams& p);
+int64_t interpolate_weighted_u8_workspace(const InterpolateParams& p);
 }  // namespace cuda
 
 }  // namespace fastops

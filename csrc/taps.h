@@ -77,11 +77,16 @@ FASTOPS_INLINE int64_t filter_width(Filter f) {
   return f == Filter::kLinear ? 2 : f == Filter::kCubic ? 4 : 6;
 }
 
-FASTOPS_INLINE double sinc(double x) {
-  if (x == 0.0) return 1.0;
-  x *= 3.14159265358979323846;
-  return std::sin(x) / x;
+// sin(πx) by its series, |x| small: the same bits on every processor, and on a GPU without the stack
+// that std::sin keeps for large arguments.
+FASTOPS_INLINE double sin_pi(double x) {
+  const double whole = std::floor(x + 0.5), r = 3.14159265358979323846 * (x - whole), z = r * r;
+  double sum = 1.0;
+  for (int k = 10; k > 0; --k) sum = 1.0 - z * (1.0 / (2 * k * (2 * k + 1))) * sum;
+  return static_cast<int64_t>(whole) % 2 == 0 ? r * sum : -r * sum;
 }
+
+FASTOPS_INLINE double sinc(double x) { return x == 0.0 ? 1.0 : sin_pi(x) / (3.14159265358979323846 * x); }
 
 // The filter at distance x. The cubic's parameter is -0.5 with antialiasing and -0.75 without.
 FASTOPS_INLINE double filter_at(const SampleAxis& a, double x) {
@@ -125,14 +130,18 @@ FASTOPS_INLINE Taps taps_of(const SampleAxis& a, int64_t o) {
   return {imax(first, 0), imin(first + width, a.in), first, offset, 1.0, 1.0};
 }
 
+// Without antialias: the weight of tap t.first + k, which may lie beyond an edge.
+FASTOPS_INLINE double unfolded_weight(const SampleAxis& a, const Taps& t, int64_t k) {
+  return filter_at(a, double(k + 1 - filter_width(a.filter) / 2) - t.centre);
+}
+
 // Weight of input t.begin + k. Taps beyond an edge fold onto the edge.
 FASTOPS_INLINE double tap_weight(const SampleAxis& a, const Taps& t, int64_t k) {
   if (a.antialias) return filter_at(a, (double(t.begin + k) - t.centre + 0.5) / t.stretch) * t.scale;
   const int64_t width = filter_width(a.filter), position = t.begin + k;
   double sum = 0.0;
   for (int64_t j = 0; j < width; ++j)
-    if (imin(imax(t.first + j, 0), a.in - 1) == position)
-      sum += filter_at(a, double(j + 1 - width / 2) - t.centre);
+    if (imin(imax(t.first + j, 0), a.in - 1) == position) sum += unfolded_weight(a, t, j);
   return sum;
 }
 
@@ -163,6 +172,26 @@ FASTOPS_INLINE int64_t max_readers(const SampleAxis& a) {
     most = imax(most, last - first);
   }
   return most;
+}
+
+// What these two are at most, where walking along the axis takes too long. A half-open interval of
+// length l has at most ⌈l / s⌉ of the points that are s apart; rounding may add one at either end.
+FASTOPS_INLINE int64_t at_most(double count, int64_t limit) {
+  return imax(count + 3.0 < double(limit) ? static_cast<int64_t>(count) + 3 : limit, 1);
+}
+FASTOPS_INLINE double reach(const SampleAxis& a) {
+  const double width = double(filter_width(a.filter));
+  return a.antialias && a.step > 1.0 ? width * a.step : width;
+}
+FASTOPS_INLINE int64_t max_taps_bound(const SampleAxis& a) {
+  return a.antialias ? at_most(reach(a), a.in) : imin(filter_width(a.filter), imax(a.in, 1));
+}
+FASTOPS_INLINE int64_t max_readers_bound(const SampleAxis& a) {
+  // Without antialias: coordinates beyond the last input are moved onto it, however many there are; those
+  // before the first lie within half an input.
+  const double last = a.align_corners ? a.step * double(a.out - 1) : a.step * (double(a.out) - 0.5) - 0.5;
+  if (a.step <= 0.0 || (!a.antialias && last >= double(a.in))) return imax(a.out, 1);
+  return at_most((reach(a) + (a.antialias ? 0.0 : 0.5)) / a.step, a.out);
 }
 
 }  // namespace fastops

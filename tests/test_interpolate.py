@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,6 +14,7 @@ from torch import nn
 
 import fastops
 import fastops.functional as G
+from tests import simt
 from tests.conftest import device_of
 from tests.tolerance import assert_same_layout
 
@@ -53,7 +56,18 @@ def test_nearest_takes_uint8(mode: str, shape: tuple[int, ...], backend: str) ->
 
 @pytest.mark.parametrize("antialias", [False, True])
 @pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
-@pytest.mark.parametrize("shape", [(2, 3, 17, 23), (1, 1, 30, 8), (1, 4, 9, 64), (1, 19, 12, 13)])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (2, 3, 17, 23),
+        (1, 1, 30, 8),
+        (1, 4, 9, 64),
+        (1, 19, 12, 13),
+        (1, 96, 7, 8),
+        (2, 5, 11, 13),
+        (0, 3, 9, 9),
+    ],
+)
 def test_uint8_equals_torch(mode: str, antialias: bool, shape: tuple[int, ...], backend: str) -> None:
     for memory_format in LAYOUTS:
         x = torch.randint(256, shape, dtype=torch.uint8).contiguous(memory_format=memory_format)
@@ -62,6 +76,26 @@ def test_uint8_equals_torch(mode: str, antialias: bool, shape: tuple[int, ...], 
             ours = G.interpolate(x.to(device_of(backend)), mode=mode, antialias=antialias, **kwargs).cpu()
             assert torch.equal(ours, theirs), kwargs
             assert_same_layout(ours, theirs)
+
+
+def test_uint8_in_odd_places(backend: str) -> None:
+    """Addresses that suit no vector, rows that suit some; far down, far up; Lanczos."""
+    for mode, antialias in (("bilinear", False), ("bicubic", True), ("lanczos", True)):
+        for shape, size in (
+            ((1, 3, 211, 8), (3, 16)),
+            ((2, 1, 5, 307), (40, 4)),
+            ((1, 16, 9, 12), (7, 36)),
+            ((1, 3, 1, 1), (4, 5)),
+        ):
+            for memory_format, skipped in itertools.product(LAYOUTS, (0, 1, 4)):
+                values = torch.randint(256, (math.prod(shape) + skipped,), dtype=torch.uint8)
+                strides = torch.empty(shape, device="meta").to(memory_format=memory_format).stride()
+                x = values[skipped:].as_strided(shape, strides, skipped)
+                theirs = F.interpolate(x, size=size, mode=mode, antialias=antialias)
+                ours = G.interpolate(
+                    x.to(device_of(backend)), size=size, mode=mode, antialias=antialias
+                ).cpu()
+                assert torch.equal(ours, theirs), (mode, shape, memory_format, skipped)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -86,7 +120,7 @@ def test_antialias_in_16_bits(mode: str, dtype: torch.dtype, backend: str) -> No
 )
 def test_adjoint(kwargs: dict[str, Any], backend: str) -> None:
     """<A x, y> = <x, A* y>, up to rounding."""
-    for shape in ((2, 3, 7, 11), (1, 20, 7, 11)):
+    for shape in ((2, 3, 7, 11), (1, 20, 7, 11), (1, 1, 2, 1501)):
         for memory_format in LAYOUTS:
             x = torch.randn(shape, dtype=torch.float64, device=device_of(backend))
             x = x.contiguous(memory_format=memory_format).requires_grad_()
@@ -126,6 +160,82 @@ def test_infinities_stay_where_the_taps_are(backend: str) -> None:
                 theirs = F.interpolate(x, size=(8, 17), mode=mode, **kwargs)
                 ours = G.interpolate(x.to(device_of(backend)), size=(8, 17), mode=mode, **kwargs).cpu()
                 assert not (theirs.isfinite() & ~ours.isfinite()).any()
+
+
+@pytest.mark.parametrize(
+    "shape, kwargs",
+    [
+        ((3, 4, 60, 60), dict(size=(420, 420), mode="bilinear")),
+        ((1, 9, 500, 500), dict(size=(499, 501), mode="bilinear", antialias=True)),
+        ((2, 1, 1000, 1000), dict(size=(2100, 1010), mode="bicubic")),
+        ((1, 2, 40, 60000), dict(size=(37, 9), mode="bilinear", antialias=True)),
+    ],
+    ids=["planes share a thread", "four at a time", "two passes in pieces", "many taps"],
+)
+def test_large(shape: tuple[int, ...], kwargs: dict[str, Any], backend: str) -> None:
+    """More work than a GPU's kernels have threads for, or than a workspace holds at once."""
+    x = torch.randn(shape)
+    reference = F.interpolate(x.double(), **kwargs)
+    ours = G.interpolate(x.to(device_of(backend)), **kwargs).cpu()
+    torch.testing.assert_close(ours.double(), reference, rtol=1e-5, atol=1e-5)
+
+
+def test_large_uint8(backend: str) -> None:
+    x = torch.randint(256, (4, 1, 8, 5), dtype=torch.uint8)
+    theirs = F.interpolate(x, size=(1, 530000), mode="bilinear")
+    assert torch.equal(
+        G.interpolate(x.to(device_of(backend)), size=(1, 530000), mode="bilinear").cpu(), theirs
+    )
+
+
+@pytest.mark.parametrize("channels", [1, 8])
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("dtype", [np.uint8, np.float16])
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+def test_64_bit_indices(mode: str, dtype: Any, rows: int, channels: int, backend: str) -> None:
+    """An image beyond 2^31 elements, few of which are read: the others are memory that nobody touches."""
+    if backend != simt.NAME or simt.MODE != "plain":
+        pytest.skip("too much memory")
+    size = 2**31 // channels + 9
+    pixels = np.zeros((size, channels), dtype)
+    middle, last = np.arange(1, channels + 1), np.arange(11, channels + 11)
+    pixels[size // 2], pixels[-1] = middle, last
+    x = torch.from_numpy(pixels).view(1, 1, size, channels).permute(0, 3, 1, 2)
+    y = G.interpolate(x, size=(rows, 3), mode=mode, align_corners=True)
+    for r in range(rows):
+        assert y[0, :, r].T.tolist() == [[0] * channels, middle.tolist(), last.tolist()]
+
+
+@pytest.mark.parametrize(
+    "shape, kwargs",
+    [
+        ((2, 8, 6, 16), dict(size=(9, 24), mode="bilinear")),
+        ((2, 8, 6, 16), dict(size=(13, 40), mode="bicubic")),
+        ((1, 16, 41, 40), dict(size=(3, 4), mode="bilinear", antialias=True)),
+        ((1, 8, 4, 80), dict(size=(40, 8), mode="bicubic")),
+    ],
+    ids=["at once", "far up", "far down", "up and down"],
+)
+def test_unaligned(shape: tuple[int, ...], kwargs: dict[str, Any], backend: str) -> None:
+    """Neither values nor gradients depend on the addresses of the tensors, bit for bit."""
+
+    def shifted(t: torch.Tensor) -> torch.Tensor:
+        view = torch.empty(t.numel() + 1, dtype=t.dtype, device=t.device)[1:].as_strided(
+            t.shape, t.stride(), 1
+        )
+        return view.copy_(t)
+
+    dtype = torch.float32 if kwargs.get("antialias") else torch.bfloat16
+    for memory_format in LAYOUTS:
+        x = torch.randn(shape).to(device_of(backend), dtype).contiguous(memory_format=memory_format)
+        results = []
+        for change in (torch.clone, shifted):
+            moved = change(x).requires_grad_()
+            y = G.interpolate(moved, **kwargs)
+            dy = change((y.detach() + 1).contiguous(memory_format=memory_format))
+            results.append((y, *torch.autograd.grad(y, moved, dy)))
+        for a, b in zip(*results, strict=True):
+            assert torch.equal(a, b)
 
 
 X = torch.zeros(1, 2, 4, 5)

@@ -158,12 +158,13 @@ def test_a_launch_that_no_gpu_accepts() -> None:
         simt.load("plain").planted.halo(0, 0, 0, False)  # a grid without blocks
 
 
-def test_windows_of_the_kernels_are_those_of_geometry_h(tmp_path: Path) -> None:
-    """Indices in 32 bits and divisions by multiplication, at numbers that no small tensor leads to."""
-    program = tmp_path / "windows"
+@pytest.mark.parametrize("name", ["windows", "taps"])
+def test_index_arithmetic(name: str, tmp_path: Path) -> None:
+    """What kernels compute of windows and taps, at numbers that no small tensor leads to."""
+    program = tmp_path / name
     folders = [f"-isystem{folder}" for folder in build.cuda_includes()]
     flags = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
-    source = ["-include", str(build.HERE / "emulation.h"), str(build.HERE / "windows.cpp")]
+    source = ["-include", str(build.HERE / "emulation.h"), str(build.HERE / f"{name}.cpp")]
     subprocess.run([*build.compiler(), *flags, *folders, *source, "-o", str(program)], check=True)
     done = subprocess.run([program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout

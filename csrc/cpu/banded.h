@@ -2,29 +2,13 @@
 // The forward has a matrix per axis, the adjoint its transpose, and both run through the same kernel.
 #pragma once
 
+#include "../arena.h"
 #include "../taps.h"
 #include "vec.h"
 
 namespace fastops {
 namespace cpu {
 namespace {
-
-// Hands out pieces of a workspace; with a null base it only counts.
-class Arena {
- public:
-  explicit Arena(void* base) : base_(static_cast<char*>(base)) {}
-  template <typename E>
-  E* take(int64_t count) {
-    const int64_t at = used_;
-    used_ += (count * static_cast<int64_t>(sizeof(E)) + 63) / 64 * 64;
-    return base_ ? reinterpret_cast<E*>(base_ + at) : nullptr;
-  }
-  int64_t used() const { return used_; }
-
- private:
-  char* base_;
-  int64_t used_ = 0;
-};
 
 // Tables are padded to the widest vector there is, so that a workspace fits every instruction set.
 template <typename A>

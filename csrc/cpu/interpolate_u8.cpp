@@ -1,9 +1,10 @@
 // Weighted interpolation of uint8 images on the CPU.
 //
-// As torch (and Pillow) do it: weights in fixed point, as fine as 16 bits allow; first along W, then
-// down H, each rounded to uint8. So results equal torch's bit for bit.
+// As torch (and Pillow) do it: weights in fixed point (fixed_point.h); first along W, then down H, each
+// rounded to uint8. So results equal torch's bit for bit.
 #include <stdexcept>
 
+#include "../fixed_point.h"
 #include "../interpolate.h"
 #include "banded.h"
 #include "parallel.h"
@@ -12,7 +13,7 @@ namespace fastops {
 namespace cpu {
 namespace {
 
-// The weights of one axis as integers: w ≈ weight / 2^precision.
+// The weights of one axis as integers.
 struct FixedPoint {
   Banded<double> matrix;
   int16_t* weight;
@@ -26,20 +27,11 @@ struct FixedPoint {
     double largest = 0;
     for (int64_t i = 0; i < matrix.results * matrix.stride; ++i)
       largest = matrix.weight[i] > largest ? matrix.weight[i] : largest;
-    // The finest precision at which the largest weight stays within 16 bits.
-    for (precision = 0; precision < 22; ++precision)
-      if (0.5 + largest * (1 << (precision + 1)) >= (1 << 15)) break;
-    for (int64_t i = 0; i < matrix.results * matrix.stride; ++i) {
-      const double v = matrix.weight[i] * (1 << precision);
-      weight[i] = static_cast<int16_t>(v < 0 ? v - 0.5 : v + 0.5);
-    }
+    precision = precision_for(largest);
+    for (int64_t i = 0; i < matrix.results * matrix.stride; ++i)
+      weight[i] = fixed_weight(matrix.weight[i], precision);
   }
 };
-
-inline uint8_t rounded(int32_t sum, int precision) {
-  const int32_t v = sum >> precision;
-  return static_cast<uint8_t>(v < 0 ? 0 : v > 255 ? 255 : v);
-}
 
 // y[e] = Σ_k w[k] · x[k · stride + e] for `count` elements.
 void combine(const uint8_t* x, int64_t stride, const int16_t* w, int64_t taps, int precision, int64_t count,
@@ -48,13 +40,13 @@ void combine(const uint8_t* x, int64_t stride, const int16_t* w, int64_t taps, i
   int32_t sum[kChunk];
   for (int64_t begin = 0; begin < count; begin += kChunk) {
     const int64_t n = imin(kChunk, count - begin);
-    for (int64_t e = 0; e < n; ++e) sum[e] = 1 << (precision - 1);
+    for (int64_t e = 0; e < n; ++e) sum[e] = fixed_half(precision);
     for (int64_t k = 0; k < taps; ++k) {
       const uint8_t* row = x + k * stride + begin;
       const int32_t weight = w[k];
       for (int64_t e = 0; e < n; ++e) sum[e] += weight * row[e];
     }
-    for (int64_t e = 0; e < n; ++e) y[begin + e] = rounded(sum[e], precision);
+    for (int64_t e = 0; e < n; ++e) y[begin + e] = fixed_to_u8(sum[e], precision);
   }
 }
 
@@ -73,7 +65,7 @@ void along(const FixedPoint& m, const uint8_t* x, int64_t width, int16_t* __rest
       int32_t sum = 0;
       for (int64_t g = 0; g < m.matrix.stride; g += 8)
         for (int k = 0; k < 8; ++k) sum += w[g + k] * from[g + k];
-      y[r * channels + c] = rounded(sum + (1 << (m.precision - 1)), m.precision);
+      y[r * channels + c] = fixed_to_u8(sum + fixed_half(m.precision), m.precision);
     }
   }
 }

@@ -48,6 +48,10 @@ WEIGHTED: list[tuple[Any, ...]] = [
     (((0, 3, 4, 4),), dict(size=6), "an empty batch"),
     (((1, 2, 3, 40),), dict(size=(3, 4)), "far down: most inputs are not read"),
     (((1, 1, 3, 3),), dict(size=(4, 70)), "far up: an input with more readers than taps in a table"),
+    (((1, 96, 5, 7),), dict(size=(8, 5)), "many channels; up and down by no integer"),
+    (((2, 5, 6, 16),), dict(size=(13, 40)), "rows of whole vectors; C that is none"),
+    (((1, 8, 3, 4),), dict(size=(31, 48)), "far up along both axes: an adjoint in two passes, in vectors"),
+    (((1, 3, 4, 31),), dict(size=(53, 3)), "far up along one axis, far down along the other"),
 ]
 ANTIALIAS: list[tuple[Any, ...]] = [
     (((2, 3, 17, 23),), dict(size=(5, 7)), "down: wide taps"),
@@ -56,6 +60,10 @@ ANTIALIAS: list[tuple[Any, ...]] = [
     (((1, 1, 9, 90),), dict(size=(4, 3)), "more taps than results share a vector for"),
     (((1, 3, 13, 11),), dict(scale_factor=0.4), "a factor"),
     (((0, 3, 9, 9),), dict(size=4), "an empty batch"),
+    (((1, 1, 1, 1),), dict(size=(3, 2)), "one pixel"),
+    (((1, 8, 41, 37),), dict(size=(3, 4)), "far down along both axes, in vectors of channels"),
+    (((5, 1, 67, 16),), dict(size=(6, 8)), "far down along H: rows of whole vectors"),
+    (((1, 3, 4, 203),), dict(size=(29, 5)), "up along H, far down along W"),
 ]
 AREA: list[tuple[Any, ...]] = [
     (((2, 3, 8, 8),), dict(scale_factor=0.5), "windows that divide"),

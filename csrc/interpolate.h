@@ -72,7 +72,9 @@ int64_t interpolate_weighted_u8_workspace(const InterpolateParams& p, int thread
 // Kernels on a CUDA stream (a cudaStream_t).
 namespace cuda {
 void interpolate_nearest(const InterpolateParams& p, const void* x, void* y, void* stream);
-void interpolate_nearest_adjoint(const InterpolateParams& p, const void* dy, void* dx, void* stream);
+void interpolate_nearest_adjoint(const InterpolateParams& p, const void* dy, void* dx, void* workspace,
+                                 void* stream);
+int64_t interpolate_nearest_adjoint_workspace(const InterpolateParams& p);
 void interpolate_weighted(const InterpolateParams& p, const void* x, void* y, void* workspace, void* stream);
 void interpolate_weighted_adjoint(const InterpolateParams& p, const void* dy, void* dx, void* workspace,
                                   void* stream);

@@ -22,8 +22,10 @@ VECTOR_ACCESSES = {
     "claim_kernel": "",
     "gather_kernel": "store",  # each element of x has a place of its own
     "max_pool_kernel": "load store",
-    "nearest_adjoint_kernel": "",
+    "firsts_kernel": "",
+    "nearest_adjoint_kernel": "store",  # rows of planes are read by elements
     "nearest_kernel": "load store",
+    "nearest_rows_kernel": "store",
     "scatter_add_kernel": "load store",
     "unpool_adjoint_chunks_kernel": "",
     "unpool_adjoint_kernel": "",

@@ -81,8 +81,8 @@ __global__ void avg_pool_rows_kernel(Rows<run> rows, Divisors<Acc<T>> divisors, 
     A sum[run] = {};
     for (int32_t d = td.first; d < td.first + td.count; ++d)
       for (int32_t h = th.first; h < th.first + th.count; ++h) {
-        const Span<T, begin, end, run> row(x + w.input_row(o, d, h), o.w * Window::stride, w.w.in,
-                                           from_acc<T>(0));
+        const RowPart<T, begin, end, run> row(x + w.input_row(o, d, h), o.w * Window::stride, w.w.in,
+                                              from_acc<T>(0));
 #pragma unroll
         for (int u = 0; u < run; ++u)
 #pragma unroll
@@ -145,8 +145,8 @@ __global__ void avg_pool_adjoint_rows_kernel(Rows<run> rows, Divisors<Acc<T>> di
     A sum[run] = {};
     for (int32_t d = cd.begin; d < cd.end; ++d)
       for (int32_t h = ch.begin; h < ch.end; ++h) {
-        const Span<T, Outputs::begin, Outputs::end, run / Window::stride> row(dy + w.output_row(at, d, h),
-                                                                              first, w.w.out, from_acc<T>(0));
+        const RowPart<T, Outputs::begin, Outputs::end, run / Window::stride> row(
+            dy + w.output_row(at, d, h), first, w.w.out, from_acc<T>(0));
         const A row_divisor = differ ? divisors.row(w, d, h) : A(1);
         A scale[Outputs::end - Outputs::begin];
 #pragma unroll

@@ -25,6 +25,7 @@ inline void bind(pybind11::module_ m) {
   m.def("max_unpool_adjoint_workspace", max_unpool_workspace);
   kernel(m, "interpolate_nearest", interpolate_nearest);
   kernel(m, "interpolate_nearest_adjoint", interpolate_nearest_adjoint);
+  m.def("interpolate_nearest_adjoint_workspace", interpolate_nearest_adjoint_workspace);
   kernel(m, "interpolate_weighted", interpolate_weighted);
   m.def("interpolate_weighted_workspace", interpolate_weighted_workspace);
   kernel(m, "interpolate_weighted_adjoint", interpolate_weighted_adjoint);

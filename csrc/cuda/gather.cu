@@ -75,10 +75,10 @@ __global__ void scatter_add_rows_kernel(Rows<run> rows, int64_t work, const T* d
     for (int32_t d = cd.begin; d < cd.end; d += cd.step)
       for (int32_t h = ch.begin; h < ch.end; h += ch.step) {
         const int32_t row = w.output_row(at, d, h);
-        const Span<T, Outputs::begin, Outputs::end, run / Window::stride> v(dy + row, first, w.w.out,
-                                                                            from_acc<T>(0));
-        const Span<P, Outputs::begin, Outputs::end, run / Window::stride> where(positions + row, first,
-                                                                                w.w.out, P(0));
+        const RowPart<T, Outputs::begin, Outputs::end, run / Window::stride> v(dy + row, first, w.w.out,
+                                                                               from_acc<T>(0));
+        const RowPart<P, Outputs::begin, Outputs::end, run / Window::stride> where(positions + row, first,
+                                                                                   w.w.out, P(0));
         const int32_t taps = numbers ? w.tap_number(w.d.tap_at(d, at.d), w.h.tap_at(h, at.h), 0) : 0;
 #pragma unroll
         for (int u = 0; u < run; ++u)

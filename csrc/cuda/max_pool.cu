@@ -93,7 +93,7 @@ __global__ void max_pool_rows_kernel(Rows<run> rows, int64_t work, const T* x, P
       for (int32_t k = 0; k < th.count; ++k) {
         const T* from = x + w.input_row(o, td.first + j * w.d.dilation, th.first + k * w.h.dilation);
         // -inf never wins.
-        const Span<T, begin, end, run> row(from, o.w * Window::stride, w.w.in, from_acc<T>(-INFINITY));
+        const RowPart<T, begin, end, run> row(from, o.w * Window::stride, w.w.in, from_acc<T>(-INFINITY));
         const int32_t here = row_of(j, k);
 #pragma unroll
         for (int u = 0; u < run; ++u)

@@ -33,10 +33,10 @@ struct OutputsOf {
 // Elements [begin, end) of a row, counted from a place in it that is a multiple of `run`, in registers: whole
 // runs by one access each. begin ≤ 0 < end.
 template <typename T, int begin, int end, int run>
-class Span {
+class RowPart {
  public:
   // Elements outside of [0, length), a multiple of `run`, are `outside`.
-  __device__ Span(const T* row, int place, int length, T outside) {
+  __device__ RowPart(const T* row, int place, int length, T outside) {
     constexpr int whole = end / run * run;
 #pragma unroll
     for (int i = begin; i < 0; ++i) v_[i - begin] = place + i >= 0 ? row[place + i] : outside;

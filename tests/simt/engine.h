@@ -66,8 +66,8 @@ struct Settings {
   Copies copies = Copies::kLazy;
   uint64_t seed = 0;
   unsigned workers = 0;  // threads of the operating system that share the blocks; 0: one per core
-  // Of each grid only so many blocks, the last ones, and no memory is filled: to see a few of very many
-  // elements. 0: all.
+  // Of a grid of 2¹⁶ blocks or more only so many, the last ones, and no memory is filled: to see a few of
+  // very many elements. 0: all.
   uint64_t last_blocks = 0;
 };
 extern Settings settings;

@@ -29,6 +29,7 @@ OBJECTS = sorted(
 
 # Bytes of element types, as they stand in the kernels' template arguments.
 ELEMENTS = {"double": 8, "float": 4, "__half": 2, "__nv_bfloat16": 2, "unsigned char": 1}
+ELEMENTS |= {"uint4": 16, "uint2": 8, "unsigned int": 4, "unsigned short": 2}
 
 
 @dataclass
@@ -46,15 +47,17 @@ class Kernel:
 
     @property
     def is_vector(self) -> bool:
-        """Whether it is to take 16 bytes of elements at a time: <T, 16 / sizeof(T), ...> and the like."""
-        if re.search(r"\bLoosePack<", self.arguments):
+        """Whether it is to take 16 bytes at a time: <T, 16 / sizeof(T), ...>, Pack<T, ...> and the like.
+
+        Of several element types the narrowest counts; without one the elements are bytes.
+        """
+        if "LoosePack<" in self.arguments:
             return False
-        pack = re.search(r"\bPack<([\w ]+), (?:\(int\))?(\d+)>", self.arguments) or re.match(
-            r"([\w ]+), (?:\(int\))?(\d+)\b", self.arguments
-        )
-        if pack and pack.group(1) in ELEMENTS:
-            return ELEMENTS[pack.group(1)] * int(pack.group(2)) == 16
-        return self.arguments.startswith("uint4")
+        pack = re.search(r"\bPack<([^>]*)>", self.arguments)
+        arguments = re.split(r", (?![^<]*>)", pack.group(1) if pack else self.arguments)
+        count = next((i for i, a in enumerate(arguments) if a.isdigit()), len(arguments))
+        sizes = [ELEMENTS[a] for a in arguments[:count] if a in ELEMENTS]
+        return min(sizes, default=1) * int(*arguments[count : count + 1] or (1,)) == 16
 
 
 SASS = {

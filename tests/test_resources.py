@@ -14,19 +14,30 @@ TABLE = Path(__file__).resolve().parent.parent / "docs" / "cuda_resources.md"
 
 # What the instantiations for 16 bytes of elements have 16-byte accesses for; "" where there are none such.
 VECTOR_ACCESSES = {
+    "all_taps_kernel": "load store",
     "average_images_kernel": "load store",
     "average_planes_kernel": "load",  # a plane's average is one element
     "avg_pool_adjoint_kernel": "load store",
+    "avg_pool_adjoint_rows_kernel": "store",  # dy by runs of half the length at stride 2
     "avg_pool_kernel": "load store",
+    "avg_pool_rows_kernel": "load store",
+    "band_kernel": "load store",
+    "band_u8_kernel": "load store",
     "bounds_kernel": "",
     "claim_kernel": "",
+    "direct_kernel": "load store",
+    "fill_kernel": "",
+    "firsts_kernel": "",
     "gather_kernel": "store",  # each element of x has a place of its own
     "max_pool_kernel": "load store",
-    "firsts_kernel": "",
+    "max_pool_rows_kernel": "load store",
     "nearest_adjoint_kernel": "store",  # rows of planes are read by elements
     "nearest_kernel": "load store",
     "nearest_rows_kernel": "store",
+    "quantise_kernel": "",
     "scatter_add_kernel": "load store",
+    "scatter_add_rows_kernel": "store",
+    "transpose_kernel": "",
     "unpool_adjoint_chunks_kernel": "",
     "unpool_adjoint_kernel": "",
     "unpool_chunks_kernel": "store",

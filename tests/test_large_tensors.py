@@ -194,7 +194,8 @@ def test_max_unpool(channels: int, machine: Emulated | OnGpu) -> None:
     assert torch.equal(dx, x)
 
 
-def resizing(channels: int) -> _C.InterpolateParams:
+def resizing(channels: int, filter: _C.Filter) -> _C.InterpolateParams:
+    """Rows to twice their length."""
     return _C.InterpolateParams(
         dtype=_C.DType.bf16,
         channels_last=channels > 1,
@@ -202,7 +203,7 @@ def resizing(channels: int) -> _C.InterpolateParams:
         c=channels,
         in_=(1, ROWS, COLUMNS // channels // 2),
         out=(1, ROWS, COLUMNS // channels),
-        filter=_C.Filter.nearest,
+        filter=filter,
     )
 
 
@@ -212,10 +213,37 @@ def test_nearest(channels: int, machine: Emulated | OnGpu) -> None:
     i = elements(items(INPUTS // 8, machine.device), 8)
     o = i // channels // 2 * channels + i % channels
     small[o] = values(len(o), machine.device)
-    machine.launch("interpolate_nearest", resizing(channels), small, large)
+    params = resizing(channels, _C.Filter.nearest)
+    machine.launch("interpolate_nearest", params, small, large)
     assert torch.equal(large[i], small[o])
     o = elements(items(OUTPUTS // 8, machine.device), 8)  # 16 bytes of pixels, or of channels
     a, b = pair_of(o, channels)
     large[a], large[b] = values(len(o), machine.device), values(len(o), machine.device).flip(0)
-    machine.launch("interpolate_nearest_adjoint", resizing(channels), large, small)
+    machine.launch("interpolate_nearest_adjoint", params, large, small)
     assert torch.equal(small[o], (large[a].float() + large[b].float()).to(DTYPE))
+
+
+@every_layout
+def test_linear(channels: int, machine: Emulated | OnGpu) -> None:
+    """Output 2k has 3/4 of input k and 1/4 of the one before it, output 2k + 1 of the one after."""
+    small, large = machine.zeros((OUTPUTS,)), machine.zeros((INPUTS,))
+    params = resizing(channels, _C.Filter.linear)
+    row = COLUMNS // channels // 2
+    i = elements(items(INPUTS // channels, machine.device), channels)
+    k, channel = i // channels // 2, i % channels
+    side = torch.where(i // channels % 2 == 0, -1, 1)
+    neighbour = torch.where(k // row == (k + side) // row, k + side, k)  # or the edge of the row
+    near, far = k * channels + channel, neighbour * channels + channel
+    small[near] = values(len(i), machine.device)
+    machine.launch("interpolate_weighted", params, small, large)
+    expected = (0.75 * small[near].float() + 0.25 * small[far].float()).to(DTYPE)
+    assert i.max() >= 2**32 and torch.equal(large[i], expected)
+
+    o = elements(items(OUTPUTS // channels, machine.device), channels)
+    o = o[(o // channels % row > 0) & (o // channels % row < row - 1)]  # edges have other weights
+    first = 2 * (o // channels) * channels + o % channels
+    reads = [(first + j * channels, 0.75 if j in (0, 1) else 0.25) for j in range(-1, 3)]
+    large.view(-1)[torch.cat([at for at, _ in reads])] = values(4 * len(o), machine.device)
+    machine.launch("interpolate_weighted_adjoint", params, large, small)
+    expected = sum(weight * large[at].float() for at, weight in reads)
+    assert isinstance(expected, Tensor) and torch.equal(small[o], expected.to(DTYPE))

@@ -107,8 +107,8 @@ FASTOPS_INLINE int64_t batch_norm_double_backward_workspace(const BatchNormParam
 // batch_norm_backward: gradients of apply ∘ stats wrt x, weight, bias and residual, those whose pointer is
 // not null. x may be null where neither dw nor (in training) dx is asked for, nor p.relu set; weight null
 // stands for ones. With p.relu, z and thus where y > 0 (as rounded to the dtype) is computed again, from
-// x, weight, bias, mean, invstd and residual, bit for bit as apply did; dy counts only there. bias and
-// residual are read for nothing else.
+// x, weight, bias, mean, invstd and residual, bit for bit as apply did; dy counts only there, and where y is
+// NaN: where not y ≤ 0, as in torch. bias and residual are read for nothing else.
 // batch_norm_double_backward, p.relu unset: gradients of ⟨ddx, dx⟩ + ⟨ddw, dw⟩ + ⟨ddb, db⟩, the outputs of
 // backward, wrt its x, weight and dy; those whose pointer is not null. ddx, ddw, ddb may be null (zero); dy
 // may be null where gx and gw are. gdy alone is also the derivative of y along (ddx, ddw, ddb).
@@ -135,5 +135,28 @@ void batch_norm_double_backward(const BatchNormParams& p, const void* mean, cons
                                 const void* ddw, const void* ddb, void* gx, void* gw, void* gdy,
                                 void* workspace, int threads);
 }  // namespace cpu
+
+// On a CUDA stream (a cudaStream_t).
+namespace cuda {
+void batch_norm_stats(const BatchNormParams& p, const void* x, void* running_mean, void* running_var,
+                      void* mean, void* invstd, void* workspace, void* stream);
+void batch_norm_apply(const BatchNormParams& p, const void* x, const void* weight, const void* bias,
+                      const void* mean, const void* invstd, const void* residual, void* y, void* stream);
+void batch_norm(const BatchNormParams& p, const void* x, const void* weight, const void* bias,
+                void* running_mean, void* running_var, const void* residual, void* mean, void* invstd,
+                void* y, void* workspace, void* stream);
+void batch_norm_backward(const BatchNormParams& p, const void* dy, const void* x, const void* weight,
+                         const void* bias, const void* mean, const void* invstd, const void* residual,
+                         void* dx, void* dw, void* db, void* dresidual, void* workspace, void* stream);
+void batch_norm_double_backward(const BatchNormParams& p, const void* mean, const void* invstd,
+                                const void* weight, const void* x, const void* dy, const void* ddx,
+                                const void* ddw, const void* ddb, void* gx, void* gw, void* gdy,
+                                void* workspace, void* stream);
+// Bytes of their workspaces.
+int64_t batch_norm_stats_workspace(const BatchNormParams& p);
+int64_t batch_norm_workspace(const BatchNormParams& p);
+int64_t batch_norm_backward_workspace(const BatchNormParams& p);
+int64_t batch_norm_double_backward_workspace(const BatchNormParams& p);
+}  // namespace cuda
 
 }  // namespace fastops

@@ -7,6 +7,7 @@
 #include "../pool.h"
 #include "dispatch.h"
 #include "launch.h"
+#include "packs.h"
 
 namespace fastops {
 namespace cuda {
@@ -164,25 +165,6 @@ inline bool fits_32_bits(const PoolParams& p) {
 }
 
 // ---- several channels at once --------------------------------------------------------------------
-
-// Channels of one pixel that a thread takes together: one access, where they have up to 16 bytes.
-template <typename T, int width>
-struct alignas(sizeof(T) * width < 16 ? sizeof(T) * width : 16) Pack {
-  T v[width];
-};
-// The same at any address.
-template <typename T, int width>
-struct LoosePack {
-  T v[width];
-};
-
-// Whether runs of `elements` of elements of `bytes`, one after the other from each of the (combined)
-// addresses, are made of aligned 16 bytes.
-inline bool vectors_fit(int64_t elements, int64_t bytes, uintptr_t addresses) {
-  return elements > 0 && elements * bytes % 16 == 0 && addresses % 16 == 0;
-}
-
-inline uintptr_t address(const void* p) { return reinterpret_cast<uintptr_t>(p); }
 
 // Interleaved channels of a plane.
 inline int64_t channels_of(const PoolParams& p) { return p.channels_last ? p.c : 1; }

@@ -15,7 +15,7 @@ namespace {
 template <typename A>
 struct Moments {
   A n = 0, mean = 0, squares = 0;
-  __device__ void merge(const Moments& o) {  // Chan's update
+  __device__ void merge(const Moments& o) {
     if (o.n == 0) return;
     if (n == 0) {
       *this = o;
@@ -41,8 +41,8 @@ struct Statistics {
   __device__ A coefficients(int64_t, int64_t first) const { return to_acc(in[0][first]); }
 
   template <int items, int per>
-  __device__ void accumulate(A shift, const A (&x)[1][items][per], int valid, Item& all) const {
-    const A count = static_cast<A>(valid * per);
+  __device__ void accumulate(A shift, const A (&x)[1][items][per], int valid, int seen, Item& all) const {
+    const A count = static_cast<A>(valid * per), together = static_cast<A>(seen + valid * per);
     A sum = 0, squares = 0;
 #pragma unroll
     for (int b = 0; b < items; ++b)
@@ -60,7 +60,11 @@ struct Statistics {
           squares = multiply_add(d, d, squares);
         }
       }
-    all.merge({count, mean, squares});
+    // Chan's update, with what all channels of the thread have in common.
+    const A share = count / together, weight = static_cast<A>(seen) * share, delta = mean - all.mean;
+    all.n = together;
+    all.mean += delta * share;
+    all.squares += squares + delta * weight * delta;  // of the first batch 0, also where delta² is infinite
   }
 
   __device__ void partial(A shift, const Item& all, double* out) const {
@@ -192,7 +196,7 @@ struct ResidentChannel {
 };
 
 template <typename T, int width, bool rows>
-__global__ void __launch_bounds__(kResidentThreads)
+__global__ void __launch_bounds__(kResidentThreads, 1)
     batch_norm_resident_kernel(Slabs s, int64_t tensor_bytes, Apply<T> op, StatisticsOut<T> out) {
   using A = Acc<T>;
   using P = Pack<T, width>;
@@ -263,7 +267,7 @@ __global__ void __launch_bounds__(kResidentThreads)
   Affine<T> k[each];
 #pragma unroll
   for (int u = 0; u < each; ++u) k[u] = channels[me.lane * each + u].affine;
-  constexpr int batch = kBatch<Apply<T>, T, width>;
+  constexpr int batch = kBatch<Apply<T>, width, rows>;
   for_items<rows, batch>(s, me, [&](const int64_t (&at)[batch], int round, int valid) {
     P residual[batch];
     load(op.in[1], at, valid, s.aligned, residual);

@@ -70,7 +70,7 @@ struct BackwardSums : Masked<T, relu> {
     v[1] = multiply_add(dy, x[1] - k.mean, v[1]);
   }
   template <int inputs, int items, int per>
-  __device__ void accumulate(const Affine<T>& k, const A (&x)[inputs][items][per], int valid,
+  __device__ void accumulate(const Affine<T>& k, const A (&x)[inputs][items][per], int valid, int,
                              Item& all) const {
     accumulate_terms(*this, k, x, valid, all);
   }
@@ -129,7 +129,7 @@ template <typename T, bool relu>
 struct BackwardMap : Masked<T, relu> {
   using A = Acc<T>;
   using Coefficients = BackwardCoefficients<T>;
-  static constexpr int outputs = 2;
+  static constexpr int outputs = 2, batch = relu ? 1 : 2;
   T* out[2];                                     // dx, dresidual
   const typename BackwardOut<T>::Slope* slopes;  // null in evaluation
 
@@ -151,14 +151,14 @@ struct BackwardMap : Masked<T, relu> {
 // ---- backward, with everything read once -------------------------------------------------------------
 
 template <typename T, int width, bool rows, bool relu>
-__global__ void __launch_bounds__(kResidentThreads)
+__global__ void __launch_bounds__(kResidentThreads, 1)
     batch_norm_backward_resident_kernel(Slabs s, int64_t tensor_bytes, BackwardMap<T, relu> op,
                                         BackwardOut<T> out) {
   using A = Acc<T>;
   using P = Pack<T, width>;
   using Coefficients = BackwardCoefficients<T>;
   constexpr int each = rows ? width : 1, inputs = BackwardMap<T, relu>::inputs;
-  constexpr int batch = kBatch<BackwardMap<T, relu>, T, width>;
+  constexpr int batch = kBatch<BackwardMap<T, relu>, width, rows>;
   const int t = threadIdx.x, threads = blockDim.x;
   unsigned char* const memory = dynamic_shared<unsigned char>();
   P* const slab_dy = reinterpret_cast<P*>(memory);
@@ -270,7 +270,7 @@ struct DoubleSums : DoubleTensors<T> {
     v[4] = multiply_add(x[0], x[1], v[4]);
   }
   template <int items, int per>
-  __device__ void accumulate(A mu, const A (&x)[3][items][per], int valid, Item& all) const {
+  __device__ void accumulate(A mu, const A (&x)[3][items][per], int valid, int, Item& all) const {
     accumulate_terms(*this, mu, x, valid, all);
   }
   __device__ void partial(A, const Item& all, double* out) const {
@@ -333,7 +333,7 @@ template <typename T>
 struct DoubleMap : DoubleTensors<T> {
   using A = Acc<T>;
   using Coefficients = DoubleCoefficients<A>;
-  static constexpr int outputs = 2;
+  static constexpr int outputs = 2, batch = 1;
   T* out[2];  // gx, gdy
   const Coefficients* table;
 

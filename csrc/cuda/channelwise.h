@@ -224,9 +224,11 @@ __device__ inline void store(T* to, int64_t at, bool aligned, const Pack<T, widt
   }
 }
 
-// How many packs a thread asks for at once.
-template <typename Op, typename T, int width>
-constexpr int kBatch = sizeof(T) * width == 16 ? Op::batch : 2 * Op::batch;
+// How many packs a thread asks for at once: fewer where it keeps coefficients of 8 channels in registers.
+template <typename Op, int width, bool rows>
+constexpr int kBatch = width == 1          ? 2 * Op::batch
+                       : rows && width > 4 ? (Op::batch + 1) / 2
+                                           : Op::batch;
 
 // ---- sums over channels ----------------------------------------------------------------------------
 
@@ -257,19 +259,21 @@ __device__ inline void combine(Item* shared, Item (&mine)[each], const Slabs& s,
 //   Item                  what is summed, for one channel: default is empty, a.merge(b) adds b to a
 //   Coefficients          what it knows of a channel: coefficients(channel, first), where first is the
 //                         offset of an element of it, the same for the whole block
-//   accumulate(k, x, valid, item)   adds x[input][0 .. valid)[…] of a channel to item
+//   accumulate(k, x, valid, seen, item)   adds x[input][0 .. valid)[…] of a channel to item, after `seen`
+//                         elements
 //   sums, partial(k, item, out)     leaves so many numbers, combined by a Finish (below)
 // partials: (entries, splits, sums).
 template <typename T, typename Op, int width, bool rows>
-__global__ void __launch_bounds__(kThreads) reduce_channels_kernel(Slabs s, Op op, double* partials) {
+__global__ void __launch_bounds__(kThreads, 1) reduce_channels_kernel(Slabs s, Op op, double* partials) {
   using A = Acc<T>;
   using Item = typename Op::Item;
   constexpr int each = rows ? width : 1, per = width / each;  // channels of a thread, elements for each
-  constexpr int batch = kBatch<Op, T, width>;
+  constexpr int batch = kBatch<Op, width, rows>;
   FASTOPS_SHARED(shared, Item[each * kThreads]);
   const Place me = place<rows>(s);
   Item mine[each];
   typename Op::Coefficients k[each];
+  int seen = 0;
   if (me.group < s.groups) {
     const int64_t image = me.split * s.share / s.run, in_run = me.split * s.share - image * s.run;
     const int64_t first = (me.group * s.run + image * s.stride + in_run) * width;
@@ -288,8 +292,9 @@ __global__ void __launch_bounds__(kThreads) reduce_channels_kernel(Slabs s, Op o
           for (int b = 0; b < batch; ++b)
 #pragma unroll
             for (int e = 0; e < per; ++e) x[i][b][e] = to_acc(v[i][b].v[u + e]);
-        op.accumulate(k[u], x, valid, mine[u]);
+        op.accumulate(k[u], x, valid, seen, mine[u]);
       }
+      seen += valid * per;
     });
   }
   combine(&shared[0], mine, s, me);
@@ -337,7 +342,7 @@ __global__ void finish_channels_kernel(Finish finish, int64_t channels, int64_t 
 template <typename T, typename Op, int width, bool rows>
 __global__ void __launch_bounds__(kThreads) map_channels_kernel(Slabs s, Op op) {
   using A = Acc<T>;
-  constexpr int each = rows ? width : 1, batch = kBatch<Op, T, width>;
+  constexpr int each = rows ? width : 1, batch = kBatch<Op, width, rows>;
   const Place me = place<rows>(s);
   if (me.group >= s.groups) return;
   typename Op::Coefficients k[each];

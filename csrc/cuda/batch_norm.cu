@@ -196,7 +196,7 @@ struct ResidentChannel {
 };
 
 template <typename T, int width, bool rows>
-__global__ void __launch_bounds__(kResidentThreads, 1)
+__global__ void __launch_bounds__(kResidentThreads, 2)
     batch_norm_resident_kernel(Slabs s, int64_t tensor_bytes, Apply<T> op, StatisticsOut<T> out) {
   using A = Acc<T>;
   using P = Pack<T, width>;
@@ -207,7 +207,7 @@ __global__ void __launch_bounds__(kResidentThreads, 1)
   auto* const sums = reinterpret_cast<Sum<A>*>(memory + tensor_bytes);
   auto* const channels = reinterpret_cast<ResidentChannel<T>*>(sums + each * threads);
 
-  const Place me = place<rows>(s);
+  const Place me = place_of_all<rows>(s);
   const bool active = me.group < s.groups;
   const int items = static_cast<int>(s.items);
   const A count = static_cast<A>(items) * per;

@@ -151,7 +151,7 @@ struct BackwardMap : Masked<T, relu> {
 // ---- backward, with everything read once -------------------------------------------------------------
 
 template <typename T, int width, bool rows, bool relu>
-__global__ void __launch_bounds__(kResidentThreads, 1)
+__global__ void __launch_bounds__(kResidentThreads, relu && rows && width > 4 ? 1 : 2)
     batch_norm_backward_resident_kernel(Slabs s, int64_t tensor_bytes, BackwardMap<T, relu> op,
                                         BackwardOut<T> out) {
   using A = Acc<T>;
@@ -166,7 +166,7 @@ __global__ void __launch_bounds__(kResidentThreads, 1)
   auto* const sums = reinterpret_cast<Sums<A, 2>*>(memory + 2 * tensor_bytes);
   auto* const channels = reinterpret_cast<Coefficients*>(sums + each * threads);
 
-  const Place me = place<rows>(s);
+  const Place me = place_of_all<rows>(s);
   const bool active = me.group < s.groups;
   const int64_t first = (me.group - me.lane) * each;
   if (active) {

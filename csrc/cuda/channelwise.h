@@ -145,15 +145,31 @@ __device__ inline Place place(const Slabs& s) {
   me.slice = rows ? t / s.lanes : t % s.slices;
   me.apart = rows ? s.lanes : 1;
   me.first = t - me.slice * me.apart;
-  me.split = blockIdx.x / s.tiles;
-  me.group = (blockIdx.x - me.split * s.tiles) * s.lanes + me.lane;
+  const unsigned tiles = static_cast<unsigned>(s.tiles), split = blockIdx.x / tiles;  // below 2³¹: grid_of()
+  me.split = split;
+  me.group = int64_t{blockIdx.x - split * tiles} * s.lanes + me.lane;
   return me;
 }
 
-// The entry in a table of channels that element u of a group's packs belongs to.
+// The same where a block has all items of its groups.
 template <bool rows>
-__device__ inline int64_t channel_of(const Slabs& s, int64_t group, int u) {
-  return rows ? (group * s.width + u) % s.channels : group;
+__device__ inline Place place_of_all(const Slabs& s) {
+  Place me = place<rows>(s);
+  me.split = 0;
+  me.group = int64_t{blockIdx.x} * s.lanes + me.lane;
+  return me;
+}
+
+// f(u, channel) for the channels of a group's packs: in rows, channel of element u.
+template <bool rows, int each, typename F>
+__device__ inline void for_channels(const Slabs& s, const Place& me, F f) {
+  int64_t channel = rows ? me.group * each : me.group;
+  if (s.fold > 1) channel %= s.channels;
+#pragma unroll
+  for (int u = 0; u < each; ++u) {
+    f(u, channel);
+    if (++channel == s.channels) channel = 0;
+  }
 }
 
 // f(at, k, valid) for every `batch` items of this thread in its block's share: at[0 .. valid) are packs,
@@ -277,8 +293,8 @@ __global__ void __launch_bounds__(kThreads, 1) reduce_channels_kernel(Slabs s, O
   if (me.group < s.groups) {
     const int64_t image = me.split * s.share / s.run, in_run = me.split * s.share - image * s.run;
     const int64_t first = (me.group * s.run + image * s.stride + in_run) * width;
-#pragma unroll
-    for (int u = 0; u < each; ++u) k[u] = op.coefficients(channel_of<rows>(s, me.group, u), first + u);
+    for_channels<rows, each>(s, me,
+                             [&](int u, int64_t channel) { k[u] = op.coefficients(channel, first + u); });
     for_items<rows, batch>(s, me, [&](const int64_t (&at)[batch], int, int valid) {
       Pack<T, width> v[Op::inputs][batch];
 #pragma unroll
@@ -346,8 +362,7 @@ __global__ void __launch_bounds__(kThreads) map_channels_kernel(Slabs s, Op op) 
   const Place me = place<rows>(s);
   if (me.group >= s.groups) return;
   typename Op::Coefficients k[each];
-#pragma unroll
-  for (int u = 0; u < each; ++u) k[u] = op.coefficients(channel_of<rows>(s, me.group, u));
+  for_channels<rows, each>(s, me, [&](int u, int64_t channel) { k[u] = op.coefficients(channel); });
   for_items<rows, batch>(s, me, [&](const int64_t (&at)[batch], int, int valid) {
     Pack<T, width> v[Op::inputs][batch];
 #pragma unroll
@@ -407,7 +422,7 @@ inline ResidentPlan resident_plan(const BatchNormParams& p, int64_t tensors, int
 // Starts to copy this thread's items to its column of `slab`; wait_for_copies<0>() ends it.
 template <bool rows, typename T, int width>
 __device__ inline void fetch(const Slabs& s, const Place& me, const T* from, Pack<T, width>* slab) {
-  constexpr int batch = sizeof(T) * width == 16 ? 4 : 8;
+  constexpr int batch = width == 1 ? 8 : 4;
   for_items<rows, batch>(s, me, [&](const int64_t (&at)[batch], int k, int valid) {
     Pack<T, width>* to = slab + k * blockDim.x + threadIdx.x;
     if (sizeof(T) * width == 16 && s.aligned) {

@@ -1,9 +1,10 @@
-// Batch normalisation on the GPU: statistics and the affine map. See channelwise.h for how tensors are cut.
+// Batch normalisation on the GPU: statistics and the affine map. See slabs.h for how tensors are cut.
 //
 // batch_norm_stats: every block leaves count, mean and squares about the mean; a warp for each channel
 // combines them. batch_norm_apply: one elementwise pass. batch_norm: both; or, where the slab of a channel
 // fits into the shared memory of a block and there are enough blocks, one kernel that reads x once.
 #include "normalise.h"
+#include "resident.h"
 
 namespace fastops {
 namespace cuda {
@@ -22,8 +23,8 @@ struct Moments {
       return;
     }
     const A delta = o.mean - mean, share = o.n / (n + o.n);
-    mean += delta * share;
-    squares += o.squares + delta * delta * (n * share);
+    mean = multiply_add(delta, share, mean);
+    squares += multiply_add(delta * (n * share), delta, o.squares);
     n += o.n;
   }
 };
@@ -63,8 +64,8 @@ struct Statistics {
     // Chan's update, with what all channels of the thread have in common.
     const A share = count / together, weight = static_cast<A>(seen) * share, delta = mean - all.mean;
     all.n = together;
-    all.mean += delta * share;
-    all.squares += squares + delta * weight * delta;  // of the first batch 0, also where delta² is infinite
+    all.mean = multiply_add(delta, share, all.mean);
+    all.squares += multiply_add(delta * weight, delta, squares);  // weight 0 at first: no infinite delta²
   }
 
   __device__ void partial(A shift, const Item& all, double* out) const {

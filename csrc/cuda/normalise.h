@@ -32,10 +32,6 @@ struct MutableParameter : Parameter<T> {
   }
 };
 
-// a · b + c, rounded once: what is computed twice must not be contracted in two ways.
-__device__ inline float multiply_add(float a, float b, float c) { return fmaf(a, b, c); }
-__device__ inline double multiply_add(double a, double b, double c) { return fma(a, b, c); }
-
 // y = (x − mean) · scale + bias (+ residual), of one channel.
 template <typename T>
 struct Affine {
@@ -66,6 +62,18 @@ struct AffineTables {
     return Affine<T>::of(mean[c], invstd[c], weight.get(c, 1), bias.get(c, 0));
   }
 };
+
+// A workspace: coefficients of every channel, then partial results.
+inline int64_t coefficient_bytes(const BatchNormParams& p, int64_t count) {
+  return round_up(count * p.c * (p.dtype == DType::kF64 ? 8 : 4), 8);
+}
+inline int64_t workspace_bytes(const BatchNormParams& p, const Slabs& s, int64_t sums, int64_t coefficients) {
+  return coefficient_bytes(p, coefficients) + 8 * sums * s.entries() * s.splits;
+}
+inline double* partials_in(void* workspace, const BatchNormParams& p, int64_t coefficients) {
+  return reinterpret_cast<double*>(static_cast<unsigned char*>(workspace) +
+                                   coefficient_bytes(p, coefficients));
+}
 
 inline double elements_of(const BatchNormParams& p) { return static_cast<double>(p.n * volume(p.in)); }
 

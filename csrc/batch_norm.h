@@ -136,4 +136,27 @@ void batch_norm_double_backward(const BatchNormParams& p, const void* mean, cons
                                 void* workspace, int threads);
 }  // namespace cpu
 
+// On a CUDA stream (a cudaStream_t).
+namespace cuda {
+void batch_norm_stats(const BatchNormParams& p, const void* x, void* running_mean, void* running_var,
+                      void* mean, void* invstd, void* workspace, void* stream);
+void batch_norm_apply(const BatchNormParams& p, const void* x, const void* weight, const void* bias,
+                      const void* mean, const void* invstd, const void* residual, void* y, void* stream);
+void batch_norm(const BatchNormParams& p, const void* x, const void* weight, const void* bias,
+                void* running_mean, void* running_var, const void* residual, void* mean, void* invstd,
+                void* y, void* workspace, void* stream);
+void batch_norm_backward(const BatchNormParams& p, const void* dy, const void* x, const void* weight,
+                         const void* bias, const void* mean, const void* invstd, const void* residual,
+                         void* dx, void* dw, void* db, void* dresidual, void* workspace, void* stream);
+void batch_norm_double_backward(const BatchNormParams& p, const void* mean, const void* invstd,
+                                const void* weight, const void* x, const void* dy, const void* ddx,
+                                const void* ddw, const void* ddb, void* gx, void* gw, void* gdy,
+                                void* workspace, void* stream);
+// Bytes of their workspaces.
+int64_t batch_norm_stats_workspace(const BatchNormParams& p);
+int64_t batch_norm_workspace(const BatchNormParams& p);
+int64_t batch_norm_backward_workspace(const BatchNormParams& p);
+int64_t batch_norm_double_backward_workspace(const BatchNormParams& p);
+}  // namespace cuda
+
 }  // namespace fastops

@@ -1,6 +1,7 @@
 // The Python names of the CUDA launchers.
 #pragma once
 
+#include "../batch_norm.h"
 #include "../bind.h"
 #include "../indexed.h"
 #include "../interpolate.h"
@@ -32,6 +33,16 @@ inline void bind(pybind11::module_ m) {
   m.def("interpolate_weighted_adjoint_workspace", interpolate_weighted_adjoint_workspace);
   kernel(m, "interpolate_weighted_u8", interpolate_weighted_u8);
   m.def("interpolate_weighted_u8_workspace", interpolate_weighted_u8_workspace);
+
+  kernel(m, "batch_norm_stats", batch_norm_stats);
+  m.def("batch_norm_stats_workspace", batch_norm_stats_workspace);
+  kernel(m, "batch_norm_apply", batch_norm_apply);
+  kernel(m, "batch_norm", batch_norm);
+  m.def("batch_norm_workspace", batch_norm_workspace);
+  kernel(m, "batch_norm_backward", batch_norm_backward);
+  m.def("batch_norm_backward_workspace", batch_norm_backward_workspace);
+  kernel(m, "batch_norm_double_backward", batch_norm_double_backward);
+  m.def("batch_norm_double_backward_workspace", batch_norm_double_backward_workspace);
 }
 
 }  // namespace

@@ -65,6 +65,11 @@ __device__ inline __nv_bfloat16 from_acc<__nv_bfloat16>(float v) {
   return __float2bfloat16_rn(v);
 }
 
+// a · b + c, rounded once. Said explicitly where a compiler must not contract in two ways what is computed
+// twice.
+__device__ inline float multiply_add(float a, float b, float c) { return fmaf(a, b, c); }
+__device__ inline double multiply_add(double a, double b, double c) { return fma(a, b, c); }
+
 }  // namespace
 }  // namespace cuda
 }  // namespace fastops

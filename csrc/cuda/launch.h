@@ -20,10 +20,17 @@ inline void check(cudaError_t error, const char* kernel) {
   throw std::runtime_error(std::string("fastops: CUDA kernel ") + kernel + ": " + cudaGetErrorString(error));
 }
 
+// Dynamic shared memory that any kernel may have; for more it has to ask.
+constexpr size_t kSharedUnasked = size_t{48} << 10;
+
 // Starts kernel(args...) on the stream; the arguments are converted to the kernel's own parameter types.
 template <typename... Params, typename... Args>
 void launch(const char* name, void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared, void* stream,
             Args... args) {
+  if (shared > kSharedUnasked)
+    check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                               cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)),
+          name);
   const cudaLaunchConfig_t config = {grid, block, shared, static_cast<cudaStream_t>(stream), nullptr, 0};
   check(cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...), name);
 }

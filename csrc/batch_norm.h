@@ -136,7 +136,7 @@ void batch_norm_double_backward(const BatchNormParams& p, const void* mean, cons
                                 void* workspace, int threads);
 }  // namespace cpu
 
-// On a CUDA stream (a cudaStream_t).
+// On a CUDA stream (a cudaStream_t). batch_norm_apply needs no workspace.
 namespace cuda {
 void batch_norm_stats(const BatchNormParams& p, const void* x, void* running_mean, void* running_var,
                       void* mean, void* invstd, void* workspace, void* stream);

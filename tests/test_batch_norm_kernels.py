@@ -300,6 +300,24 @@ def test_the_mask_is_of_rounded_values(dtype: torch.dtype, channels_last: bool, 
     assert torch.equal(backward(call, mean, invstd)["r"], call.dy.masked_fill(cut_off(y), 0))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
+@every_layout
+@pytest.mark.parametrize("shape", [(3, 16, 6, 6), (8, 8, 32, 33)], ids=str)
+def test_the_mask_sees_what_underflows(
+    shape: Shape, dtype: torch.dtype, channels_last: bool, backend: str
+) -> None:
+    """Positive in fp32 and 0 in 16 bits: y is 0, so nothing flows back."""
+    call = make(shape, dtype, channels_last, backend, relu=True)
+    smallest = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
+    call.w.fill_(smallest)
+    call.b.zero_()
+    y, mean, invstd, *_ = forward(call)
+    x = call.x.float()
+    positive = x > x.mean((0, 2, 3), keepdim=True) + 0.01
+    assert (positive & (y == 0)).any() and (y > 0).any()
+    assert torch.equal(backward(call, mean, invstd)["r"], call.dy.masked_fill(cut_off(y), 0))
+
+
 def odd(t: Tensor) -> Tensor:
     """The same values at an address that is no multiple of any vector's size."""
     memory_format = torch.contiguous_format if t.is_contiguous() else torch.channels_last

@@ -235,7 +235,8 @@ def test_one_launch_each_way(training: bool, monkeypatch: pytest.MonkeyPatch) ->
 def test_two_launches_give_the_same(
     shape: tuple[int, ...], training: bool, channels_last: bool, backend: str
 ) -> None:
-    """batch_norm is batch_norm_stats and batch_norm_apply, bit for bit."""
+    """batch_norm is batch_norm_stats and batch_norm_apply: on the CPU bit for bit; on a GPU it may read x
+    once, and sums in another order then."""
     x, residual = (
         randn(*shape, seed=s, channels_last=channels_last, device=device_of(backend)) for s in (0, 1)
     )
@@ -252,7 +253,11 @@ def test_two_launches_give_the_same(
             ops.launch("batch_norm_stats", params, x, *running, mean, invstd)
             ops.launch("batch_norm_apply", params, x, w, b, mean, invstd, residual, y)
         results.append([y, mean, invstd, *running])
-    assert all(torch.equal(one, two) for one, two in zip(*results, strict=True))
+    for one, two in zip(*results, strict=True):
+        if backend.startswith("cuda"):
+            torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5)
+        else:
+            assert torch.equal(one, two)
 
 
 # ---- layouts ------------------------------------------------------------------------------------

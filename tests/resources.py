@@ -61,7 +61,7 @@ class Kernel:
 
 
 SASS = {
-    "load": r"\bLDG\.E\.(?:\w+\.)*128\b",
+    "load": r"\bLDG(?:STS)?\.E\.(?:\w+\.)*128\b",  # LDGSTS: asynchronous, to shared memory
     "store": r"\bSTG\.E\.(?:\w+\.)*128\b",
     "local": r"\b(?:LDL|STL)\b",
 }

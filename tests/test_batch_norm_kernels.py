@@ -11,17 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastops import _C
-from fastops.backends import BACKENDS, DTYPES, launch
+from fastops.backends import DTYPES, launch
 from tests import simt
 from tests.conftest import device_of
 from tests.tolerance import assert_accurate
-
-# The backends whose kernels can fuse.
-FUSED = [b for b in (simt.NAME, "cuda") if b in BACKENDS and (b != "cuda" or torch.cuda.is_available())]
-pytestmark = [
-    pytest.mark.skipif(not FUSED, reason=str(simt.why_unavailable())),
-    pytest.mark.parametrize("backend", FUSED, indirect=True),
-]
 
 DTYPES_ = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 every_dtype = pytest.mark.parametrize("dtype", DTYPES_, ids=lambda d: str(d)[6:])

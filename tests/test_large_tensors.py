@@ -33,6 +33,7 @@ class Emulated:
 
     def __init__(self) -> None:
         self.kernels = simt.load().cuda
+        self.run_last_block_of(2**16)
         self.memory: list[mmap.mmap] = []
 
     def zeros(self, shape: tuple[int, ...], dtype: torch.dtype = DTYPE) -> Tensor:
@@ -40,6 +41,10 @@ class Emulated:
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NORESERVE
         self.memory.append(mmap.mmap(-1, size * dtype.itemsize, flags=flags))
         return torch.frombuffer(self.memory[-1], dtype=dtype).view(shape)
+
+    def run_last_block_of(self, blocks: int) -> None:
+        """Of grids of so many blocks or more only the last one runs."""
+        simt.load().configure("forward", "lazy", last_blocks=1, many_blocks=blocks)
 
     def launch(self, op: str, params: Any, *tensors: Tensor | None) -> None:
         extra = []
@@ -75,10 +80,8 @@ def machine(request: pytest.FixtureRequest) -> Iterator[Emulated | OnGpu]:
     reason = simt.why_unavailable() or ("the sanitizers keep shadows" if simt.MODE != "plain" else None)
     if reason:
         pytest.skip(reason)
-    module = simt.load()
-    module.configure("forward", "lazy", last_blocks=1)
     yield Emulated()
-    simt.configure(module)
+    simt.configure(simt.load())
 
 
 def items(count: int, device: str) -> Tensor:
@@ -247,3 +250,31 @@ def test_linear(channels: int, machine: Emulated | OnGpu) -> None:
     machine.launch("interpolate_weighted_adjoint", params, large, small)
     expected = sum(weight * large[at].float() for at, weight in reads)
     assert isinstance(expected, Tensor) and torch.equal(small[o], expected.to(DTYPE))
+
+
+@every_layout
+def test_batch_norm(channels: int, machine: Emulated | OnGpu) -> None:
+    """Everything is zero but for the end of the tensor, which the last block has."""
+    if isinstance(machine, Emulated):
+        machine.run_last_block_of(256)
+    n, c, plane, count = 2, 8, 2**27 + 2**23, 4096
+    params = _C.BatchNormParams(
+        dtype=_C.DType.bf16, param_dtype=_C.DType.f32, channels_last=channels > 1, n=n, c=c, in_=(1, 1, plane)
+    )
+    x, dy, y, dx = (machine.zeros((n * c * plane,)) for _ in range(4))
+    assert x.numel() > 2**31
+    x[-count:], dy[-count:] = values(count, machine.device), values(count, machine.device).flip(0)
+    w, b, mean, invstd = (torch.arange(1.0, c + 1, device=machine.device) / k for k in (1, 2, 4, 8))
+    dw, db = torch.zeros_like(w), torch.zeros_like(w)
+    machine.launch("batch_norm_apply", params, x, w, b, mean, invstd, None, y)
+    machine.launch("batch_norm_backward", params, dy, x, w, b, mean, invstd, None, dx, dw, db, None)
+    channel = torch.arange(count, device=machine.device) % c if channels > 1 else torch.full((count,), c - 1)
+    channel = channel.to(machine.device)
+    centred = (x[-count:].float() - mean[channel]) * invstd[channel]
+    torch.testing.assert_close(y[-count:].float(), centred * w[channel] + b[channel], rtol=1e-2, atol=1e-2)
+    expected = dy[-count:].float() * (w * invstd)[channel]
+    torch.testing.assert_close(dx[-count:].float(), expected, rtol=1e-2, atol=1e-2)
+    sums = torch.zeros_like(w).index_add_(0, channel, dy[-count:].float())
+    dots = torch.zeros_like(w).index_add_(0, channel, dy[-count:].float() * centred)
+    torch.testing.assert_close(db, sums)
+    torch.testing.assert_close(dw, dots, rtol=1e-4, atol=1e-3)

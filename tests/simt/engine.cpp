@@ -100,7 +100,7 @@ cudaError_t run_grid(const cudaLaunchConfig_t& config, const void* kernel, void 
     return error(cudaErrorInvalidValue, "more dynamic shared memory than cudaFuncSetAttribute has asked for");
 
   Grid grid(config, entry, arguments, blocks);
-  if (settings.last_blocks && blocks >= (1 << 16))
+  if (settings.last_blocks && blocks >= settings.many_blocks)
     grid.next = blocks - std::min(blocks, settings.last_blocks);
   race::begin_grid();
   unsigned workers = settings.workers ? settings.workers : std::max(1u, std::thread::hardware_concurrency());

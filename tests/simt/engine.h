@@ -66,9 +66,10 @@ struct Settings {
   Copies copies = Copies::kLazy;
   uint64_t seed = 0;
   unsigned workers = 0;  // threads of the operating system that share the blocks; 0: one per core
-  // Of a grid of 2¹⁶ blocks or more only so many, the last ones, and no memory is filled: to see a few of
-  // very many elements. 0: all.
+  // Of a grid of `many_blocks` or more only so many, the last ones, and no memory is filled: to see a few
+  // of very many elements. 0: all.
   uint64_t last_blocks = 0;
+  uint64_t many_blocks = 1 << 16;
 };
 extern Settings settings;
 

@@ -17,7 +17,7 @@ namespace py = pybind11;
 namespace {
 
 void configure(const std::string& order, const std::string& copies, uint64_t seed, unsigned workers,
-               uint64_t last_blocks) {
+               uint64_t last_blocks, uint64_t many_blocks) {
   simt::Settings s;
   if (order == "random")
     s.order = simt::Order::kRandom;
@@ -34,12 +34,13 @@ void configure(const std::string& order, const std::string& copies, uint64_t see
   s.seed = seed;
   s.workers = workers;
   s.last_blocks = last_blocks;
+  s.many_blocks = many_blocks;
   simt::settings = s;
 }
 
 void bind(py::module_& m) {
   m.def("configure", configure, py::arg("order"), py::arg("copies"), py::arg("seed") = 0,
-        py::arg("workers") = 0, py::arg("last_blocks") = 0);
+        py::arg("workers") = 0, py::arg("last_blocks") = 0, py::arg("many_blocks") = 1 << 16);
   fastops::cuda::bind(m.def_submodule("cuda"));
   py::module_ planted = m.def_submodule("planted");
   fastops::kernel(m, "primitives", primitives::run);

@@ -384,6 +384,8 @@ def test_empty(shape: Shape, channels_last: bool, training: bool, backend: str) 
 
 def test_both_ways_are_taken(backend: str) -> None:
     """Some shapes stay in shared memory and others do not, in each dtype and layout."""
+    if not backend.startswith("cuda"):
+        pytest.skip("there is one way on the CPU")
     for dtype in DTYPES_:
         for channels_last in (False, True):
             ways = {stays(make(shape, dtype, channels_last, backend), backend) for shape in SHAPES}

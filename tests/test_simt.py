@@ -9,9 +9,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from fastops import _C
+from fastops.backends import native
 from tests import simt
 from tests.simt import build
 
@@ -154,8 +157,13 @@ def test_after_an_error_the_next_launch_is_right() -> None:
 
 
 def test_a_launch_that_no_gpu_accepts() -> None:
-    with pytest.raises(RuntimeError, match="CUDA kernel planted: invalid configuration"):
-        simt.load("plain").planted.halo(0, 0, 0, False)  # a grid without blocks
+    def launcher(_: Any, *arguments: int) -> None:
+        simt.load("plain").planted.halo(*arguments)
+
+    with pytest.raises(
+        RuntimeError, match=r"CUDA kernel planted: invalid configuration .*, with PoolParams\("
+    ):
+        native.run_cuda(launcher, _C.PoolParams(), 0, 0, 0, False)  # a grid without blocks
 
 
 @pytest.mark.parametrize("name", ["windows", "taps"])

@@ -99,6 +99,14 @@ def raise_reported(report: Tensor) -> None:
         raise RuntimeError(_C.invalid_index)
 
 
+def run_cuda(kernel: Callable[..., None], params: Any, *arguments: int) -> None:
+    """Calls a CUDA launcher; its errors name the kernel, and here get the params."""
+    try:
+        kernel(params, *arguments)
+    except RuntimeError as error:
+        raise RuntimeError(f"{error}, with {params!r}") from error
+
+
 def cuda_launcher(op: str) -> Callable[..., None] | None:
     """Runs the op's CUDA kernel on the current stream of the tensors' device."""
     kernel = getattr(_C.cuda, op, None)
@@ -123,7 +131,8 @@ def cuda_launcher(op: str) -> Callable[..., None] | None:
                     report = torch.zeros(1, dtype=torch.int32, device="cpu", pin_memory=True)
                     report = _reports.setdefault(device, report)
                 extra.append(report.data_ptr())
-            kernel(params, *map(_address, tensors), *extra, torch.cuda.current_stream(device).cuda_stream)
+            stream = torch.cuda.current_stream(device).cuda_stream
+            run_cuda(kernel, params, *map(_address, tensors), *extra, stream)
         if report is not None:  # with CUDA_LAUNCH_BLOCKING=1 the kernel has run by now
             raise_reported(report)
 

@@ -21,6 +21,7 @@ AVG = [
     (((1, 1, 5, 5),), dict(kernel_size=2, stride=4), "stride > kernel: inputs that no window covers"),
     (((1, 16, 1, 1),), dict(kernel_size=1), "one pixel"),
     (((2, 19, 5, 33),), dict(kernel_size=5, stride=1, padding=2), "C and W not multiples of a vector"),
+    (((1, 96, 7, 5),), dict(kernel_size=3, stride=2, padding=1), "many channels, whole vectors"),
     (((3, 6, 6),), dict(kernel_size=2), "unbatched"),
     (((0, 3, 6, 6),), dict(kernel_size=2), "an empty batch"),
     (((1, 2, 3, 70),), dict(kernel_size=(3, 40), stride=(1, 7)), "window wider than a tile"),
@@ -110,6 +111,7 @@ MAX = [
     (((2, 19, 13, 13),), dict(kernel_size=3, stride=2, dilation=2, return_indices=True), "dilation"),
     (((1, 3, 23, 29),), dict(kernel_size=(3, 2), stride=(2, 3), dilation=(3, 5)), "dilation, all different"),
     (((1, 3, 10, 11),), dict(kernel_size=3, stride=2, dilation=3, padding=1), "dilation steps over the edge"),
+    (((1, 96, 7, 5),), dict(kernel_size=3, stride=2, padding=1), "many channels, whole vectors"),
     (((2, 4, 7, 7),), dict(kernel_size=3, stride=2, ceil_mode=True), "ceil_mode: the last window is cut"),
     (
         ((1, 3, 14, 14),),

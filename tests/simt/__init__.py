@@ -80,7 +80,7 @@ def launcher(op: str) -> Callable[..., None] | None:
         size = sum(t.numel() * t.element_size() for t in tensors if t is not None)
         if MODE == "race" and size > RACE_LIMIT:
             pytest.skip("tensors too large for the race detector")
-        kernel(params, *(0 if t is None else t.data_ptr() for t in tensors), 0)
+        native.run_cuda(kernel, params, *(0 if t is None else t.data_ptr() for t in tensors), 0)
         if report is not None:
             native.raise_reported(report)
 

@@ -29,7 +29,7 @@ __global__ void __launch_bounds__(kThreads, 1) reduce_channels_kernel(Slabs s, O
   FASTOPS_SHARED(shared, Item[each * kThreads]);
   const Place me = place<rows>(s);
   Item mine[each];
-  typename Op::Coefficients k[each];
+  typename Op::Coefficients k[each] = {};
   int seen = 0;
   if (me.group < s.groups) {
     const int64_t image = me.split * s.share / s.run, in_run = me.split * s.share - image * s.run;

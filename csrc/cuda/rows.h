@@ -43,10 +43,11 @@ class RowPart {
 #pragma unroll
     for (int i = 0; i < whole; i += run) {
       Pack<T, run> pack;
-      const bool inside = place + i < length;
-      if (inside) pack = *reinterpret_cast<const Pack<T, run>*>(row + place + i);
 #pragma unroll
-      for (int u = 0; u < run; ++u) v_[i + u - begin] = inside ? pack.v[u] : outside;
+      for (int u = 0; u < run; ++u) pack.v[u] = outside;
+      if (place + i < length) pack = *reinterpret_cast<const Pack<T, run>*>(row + place + i);
+#pragma unroll
+      for (int u = 0; u < run; ++u) v_[i + u - begin] = pack.v[u];
     }
 #pragma unroll
     for (int i = whole; i < end; ++i) v_[i - begin] = place + i < length ? row[place + i] : outside;

@@ -19,6 +19,21 @@ namespace fastops {
 // Element type of the tensors of one call. Accumulation is in fp64 for kF64 and fp32 for the rest.
 enum class DType : int32_t { kF64 = 0, kF32 = 1, kF16 = 2, kBF16 = 3, kU8 = 4 };
 
+FASTOPS_INLINE int64_t element_bytes(DType dtype) {
+  switch (dtype) {
+    case DType::kF64:
+      return 8;
+    case DType::kF32:
+      return 4;
+    case DType::kF16:
+    case DType::kBF16:
+      return 2;
+    case DType::kU8:
+      break;
+  }
+  return 1;
+}
+
 // Element type of a tensor that says where maxima were found: flat in the plane for kI64, which is what
 // users get, and kI32. kU8: the number of the tap inside the window (tap_number), for those backends and
 // windows that have it; 255: none.

@@ -305,7 +305,6 @@ def residual_block(lib: Any, fused: bool) -> nn.Module:
     return Block()
 
 
-@pytest.mark.skipif(not hasattr(fastops, "Conv2d"), reason="fastops has no convolution yet")
 def test_residual_block_follows_torch() -> None:
     theirs, ours = residual_block(nn, fused=False), residual_block(fastops, fused=True)
     assert str(ours.load_state_dict(theirs.state_dict())) == "<All keys matched successfully>"

@@ -11,11 +11,6 @@ from torch import Tensor, nn
 
 import fastops
 
-LAYERS = ("Conv2d", "BatchNorm2d", "MaxPool2d", "AdaptiveAvgPool2d")
-pytestmark = pytest.mark.skipif(
-    not all(hasattr(fastops, layer) for layer in LAYERS), reason="not all the layers are there yet"
-)
-
 
 def net(lib: Any) -> nn.Sequential:
     return nn.Sequential(

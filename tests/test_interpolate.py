@@ -195,7 +195,7 @@ def test_large_uint8(backend: str) -> None:
 def test_64_bit_indices(mode: str, dtype: Any, rows: int, channels: int, backend: str) -> None:
     """An image beyond 2^31 elements, few of which are read: the others are memory that nobody touches."""
     if backend != simt.NAME or simt.MODE != "plain":
-        pytest.skip("too much memory")
+        pytest.skip("elsewhere every element would be computed, or shadowed by a sanitizer")
     size = 2**31 // channels + 9
     pixels = np.zeros((size, channels), dtype)
     middle, last = np.arange(1, channels + 1), np.arange(11, channels + 11)

@@ -175,12 +175,27 @@ void sum_channels(const BatchNormParams& p, const BatchNormSplit& s, const Acc<T
       const PlaneBlock b = plane_block(p, s, c, task % s.blocks);
       Vec<A> coefficients[count];
       for (int k = 0; k < count; ++k) coefficients[k] = broadcast(tables[k * s.stride + c]);
+      // A lane adds up at most 64 terms before they go to fp64: short vectors would have longer sums.
+      constexpr int64_t most = 64 * ways * kLanes<A>;
+      double total[sums] = {};
       Sums<A, sums, ways> sum;
+      int64_t summed = 0;
+      const auto flush = [&] {
+        for (int k = 0; k < sums; ++k) total[k] += sum.total(k);
+        sum = {};
+        summed = 0;
+      };
       for (int64_t i = 0; i < b.planes; ++i)
-        for_vectors<ways, A>(b.count, [&](int64_t j, auto way, auto part) {
-          term(b.offset + i * b.stride + j, coefficients, part, sum.v[way.value]);
-        });
-      for (int k = 0; k < sums; ++k) partial[task * sums + k] = sum.total(k);
+        for (int64_t from = 0; from < b.count; from += most) {
+          const int64_t length = imin(most, b.count - from), offset = b.offset + i * b.stride + from;
+          if (summed + length > most) flush();
+          for_vectors<ways, A>(length, [&](int64_t j, auto way, auto part) {
+            term(offset + j, coefficients, part, sum.v[way.value]);
+          });
+          summed += length;
+        }
+      flush();
+      for (int k = 0; k < sums; ++k) partial[task * sums + k] = total[k];
     });
     for (int64_t c = 0; c < p.c; ++c)
       for (int k = 0; k < sums; ++k) {

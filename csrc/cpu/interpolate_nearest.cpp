@@ -114,21 +114,6 @@ void forward_of(const InterpolateParams& p, int64_t planes, const void* x, void*
           });
 }
 
-int64_t element_bytes(DType dtype) {
-  switch (dtype) {
-    case DType::kF64:
-      return 8;
-    case DType::kF32:
-      return 4;
-    case DType::kF16:
-    case DType::kBF16:
-      return 2;
-    case DType::kU8:
-      break;
-  }
-  return 1;
-}
-
 // ---- adjoint -----------------------------------------------------------------------------------
 
 constexpr int64_t kBuffer = 2048;  // accumulators per block

@@ -63,21 +63,6 @@ __global__ void nearest_rows_kernel(Axes a, Grid<I> grid, int64_t work, const T*
   }
 }
 
-int64_t element_bytes(DType dtype) {
-  switch (dtype) {
-    case DType::kF64:
-      return 8;
-    case DType::kF32:
-      return 4;
-    case DType::kF16:
-    case DType::kBF16:
-      return 2;
-    case DType::kU8:
-      break;
-  }
-  return 1;
-}
-
 // f(Type<I>{}) with the index type for so many items.
 template <typename F>
 void dispatch_index(int64_t items, F f) {

@@ -10,6 +10,13 @@ namespace fastops {
 namespace cuda {
 namespace {
 
+// Whether a value takes the place of the best of those before it: of equal ones the first stays, of NaNs
+// the last.
+template <typename A>
+__device__ inline bool beats(A value, A best) {
+  return value > best || value != value;
+}
+
 // P: how positions are said, or NoPositions.
 template <typename T, int width, typename I, typename P>
 __global__ void max_pool_kernel(Windows<I> w, int64_t work, const Pack<T, width>* x, Pack<T, width>* y,
@@ -40,9 +47,8 @@ __global__ void max_pool_kernel(Windows<I> w, int64_t work, const Pack<T, width>
           const Pack<T, width> v = *from;
 #pragma unroll
           for (int u = 0; u < width; ++u) {
-            // Of equal values the first stays, of NaNs the last.
             const A value = to_acc(v.v[u]);
-            const bool wins = value > best[u] || value != value;
+            const bool wins = beats(value, best[u]);
             best[u] = wins ? value : best[u];
             if (wanted) where[u] = wins ? here : where[u];
           }
@@ -100,7 +106,7 @@ __global__ void max_pool_rows_kernel(Rows<run> rows, int64_t work, const T* x, P
 #pragma unroll
           for (int l = 0; l < Window::kernel; ++l) {
             const A value = to_acc(row[u * Window::stride - Window::pad + l]);
-            const bool wins = value > best[u] || value != value;
+            const bool wins = beats(value, best[u]);
             best[u] = wins ? value : best[u];
             if (wanted) where[u] = wins ? here + u * step + l : where[u];
           }

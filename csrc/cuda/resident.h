@@ -25,7 +25,7 @@ inline ResidentPlan resident_plan(const BatchNormParams& p, int64_t tensors, int
                                   int64_t channel_bytes) {
   ResidentPlan r{slabs_of(p), 0, 0};
   Slabs& s = r.s;
-  const int64_t bytes = bytes_of(p.dtype), all = s.items * s.width * bytes;  // of one group
+  const int64_t bytes = element_bytes(p.dtype), all = s.items * s.width * bytes;  // of one group
   if (s.fold > 1 || all > kResidentBytes) return r;
   const auto fits = [&](int64_t lanes) {
     arrange(s, bytes, kResidentThreads, lanes);

@@ -48,13 +48,11 @@ struct Slabs {
 constexpr int64_t kProcessors = 132;
 constexpr int64_t kWave = 4 * kProcessors;  // blocks of kThreads that are resident at 64 registers
 
-inline int64_t bytes_of(DType dtype) { return dtype == DType::kF64 ? 8 : dtype == DType::kF32 ? 4 : 2; }
-
 // Packs have 16 bytes (or `most` bytes) where the shape allows: a multiple of them in each plane, or in
 // one or a few rows. Addresses have no part in it, since the order of summation follows from the packs.
 inline Slabs slabs_of(const BatchNormParams& p, int64_t most = 16) {
   Slabs s{};
-  const int64_t bytes = bytes_of(p.dtype), most_width = most / bytes, m = p.n * volume(p.in);
+  const int64_t bytes = element_bytes(p.dtype), most_width = most / bytes, m = p.n * volume(p.in);
   s.channels = p.c;
   s.rows = p.channels_last && p.c > 1;
   s.fold = 1;
@@ -120,11 +118,11 @@ inline Slabs cut(Slabs s, int64_t bytes, int64_t blocks, int64_t least, int64_t 
 // 64 channels of 256 × 112² in bf16, contiguous: 64 tiles with ⌊528 / 64⌋ = 8 splits each; of a channel's
 // 401,408 items 50,176 fall to a block, 196 to a thread.
 inline Slabs cut_to_reduce(const BatchNormParams& p, int64_t most_bytes = 16) {
-  return cut(slabs_of(p, most_bytes), bytes_of(p.dtype), kWave, 4, 256);
+  return cut(slabs_of(p, most_bytes), element_bytes(p.dtype), kWave, 4, 256);
 }
 // Several waves, since nothing is left over by a block; its threads fetch their coefficients once.
 inline Slabs cut_to_map(const BatchNormParams& p, int64_t most_bytes = 16) {
-  return cut(slabs_of(p, most_bytes), bytes_of(p.dtype), 4 * kWave, 2, 32);
+  return cut(slabs_of(p, most_bytes), element_bytes(p.dtype), 4 * kWave, 2, 32);
 }
 
 // ---- a thread's items ------------------------------------------------------------------------------

@@ -13,7 +13,7 @@
 
 #include "batch_norm.h"
 #include "bind.h"
-#include "conv.h"
+#include "conv_plan.h"
 #include "indexed.h"
 #include "interpolate.h"
 #include "pool.h"
@@ -128,6 +128,42 @@ void bind_params(py::module_& m) {
       .field("divisor_override", &PoolParams::divisor_override)
       .field("positions", &PoolParams::positions);
 
+  py::enum_<ConvKernel>(m, "ConvKernel")
+      .value("auto", ConvKernel::kAuto)
+      .value("direct", ConvKernel::kDirect)
+      .value("depthwise", ConvKernel::kDepthwise)
+      .value("stem", ConvKernel::kStem)
+      .value("gemm", ConvKernel::kGemm)
+      .value("hopper", ConvKernel::kHopper);
+  py::enum_<ConvPass>(m, "ConvPass")
+      .value("forward", ConvPass::kForward)
+      .value("input_grad", ConvPass::kInputGrad)
+      .value("weight_grad", ConvPass::kWeightGrad);
+
+  ParamsClass<Device>(m, "Device")
+      .field("capability", &Device::capability)
+      .field("multiprocessors", &Device::multiprocessors)
+      .field("shared_bytes", &Device::shared_bytes)
+      .field("l2_bytes", &Device::l2_bytes)
+      .field("clock_hz", &Device::clock_hz)
+      .field("bandwidth", &Device::bandwidth);
+  ParamsClass<ConvTile>(m, "ConvTile")
+      .field("m", &ConvTile::m)
+      .field("n", &ConvTile::n)
+      .field("k", &ConvTile::k)
+      .field("stages", &ConvTile::stages);
+  ParamsClass<ConvPlan>(m, "ConvPlan")
+      .field("kernel", &ConvPlan::kernel)
+      .field("tile", &ConvPlan::tile)
+      .field("vectors", &ConvPlan::vectors)
+      .field("splits", &ConvPlan::splits)
+      .field("blocks", &ConvPlan::blocks)
+      .field("flops", &ConvPlan::flops)
+      .field("bytes", &ConvPlan::bytes)
+      .field("waves", &ConvPlan::waves)
+      .field("seconds", &ConvPlan::seconds)
+      .field("roof", &ConvPlan::roof);
+
   ParamsClass<ConvParams>(m, "ConvParams")
       .field("dtype", &ConvParams::dtype)
       .field("channels_last", &ConvParams::channels_last)
@@ -141,7 +177,13 @@ void bind_params(py::module_& m) {
       .field("kernel", &ConvParams::kernel)
       .field("stride", &ConvParams::stride)
       .field("pad", &ConvParams::pad)
-      .field("dilation", &ConvParams::dilation);
+      .field("dilation", &ConvParams::dilation)
+      .field("relu", &ConvParams::relu)
+      .field("tf32", &ConvParams::tf32)
+      .field("kernel_family", &ConvParams::kernel_family);
+  m.def("conv_plan", conv_plan, py::arg("params"), py::arg("pass_"), py::arg("device"));
+  m.def("conv_kernel_serves", conv_kernel_serves, py::arg("kernel"), py::arg("params"), py::arg("pass_"),
+        py::arg("device"));
 
   ParamsClass<BatchNormParams>(m, "BatchNormParams")
       .field("dtype", &BatchNormParams::dtype)

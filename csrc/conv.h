@@ -9,6 +9,9 @@
 
 namespace fastops {
 
+// Which family of kernels serves a convolution on a GPU; kAuto: whichever conv_plan.h chooses.
+enum class ConvKernel : int32_t { kAuto, kDirect, kDepthwise, kStem, kGemm, kHopper };
+
 // x: (n, c, in), w: (k, c / groups, kernel), y: (n, k, out). x and y are dense in the same layout,
 // contiguous or channels_last; w is dense in either.
 struct ConvParams {
@@ -25,6 +28,9 @@ struct ConvParams {
   Extent stride;
   Extent pad{0, 0, 0};  // before the first element; what follows the last one is implied by out
   Extent dilation;
+  bool relu = false;  // y = max(y, 0), after the bias; the forward pass alone
+  bool tf32 = false;  // on a GPU, fp32 products may be of 10 bits; where not, they are as exact as fp32's
+  ConvKernel kernel_family = ConvKernel::kAuto;
 };
 
 namespace cpu {
@@ -45,14 +51,36 @@ void conv(const ConvParams& p, const void* x, const void* w, const void* bias, v
 template <Isa>
 void conv_input_grad(const ConvParams& p, const void* dy, const void* w, const void* bias, void* dx,
                      void* workspace, int threads);
-// dw = the transpose of w ↦ x ∗ w, applied to dy.
+// dw = the transpose of w ↦ x ∗ w, applied to dy; and db, or null.
 template <Isa>
-void conv_weight_grad(const ConvParams& p, const void* dy, const void* x, void* dw, void* workspace,
+void conv_weight_grad(const ConvParams& p, const void* dy, const void* x, void* dw, void* db, void* workspace,
                       int threads);
 // db[k] = Σ dy over the batch and all positions.
 template <Isa>
 void conv_bias_grad(const ConvParams& p, const void* dy, void* db, int threads);
 
 }  // namespace cpu
+
+namespace cuda {
+
+// The same on a GPU, with the workspace that each wants.
+int64_t conv_workspace(const ConvParams& p);
+int64_t conv_input_grad_workspace(const ConvParams& p);
+int64_t conv_weight_grad_workspace(const ConvParams& p);
+int64_t conv_backward_workspace(const ConvParams& p);
+int64_t conv_bias_grad_workspace(const ConvParams& p);
+
+void conv(const ConvParams& p, const void* x, const void* w, const void* bias, void* y, void* workspace,
+          void* stream);
+void conv_input_grad(const ConvParams& p, const void* dy, const void* w, const void* bias, void* dx,
+                     void* workspace, void* stream);
+void conv_weight_grad(const ConvParams& p, const void* dy, const void* x, void* dw, void* db, void* workspace,
+                      void* stream);
+// Both gradients (and db, or null) at once: depthwise kernels then read dy once.
+void conv_backward(const ConvParams& p, const void* dy, const void* x, const void* w, void* dx, void* dw,
+                   void* db, void* workspace, void* stream);
+void conv_bias_grad(const ConvParams& p, const void* dy, void* db, void* workspace, void* stream);
+
+}  // namespace cuda
 
 }  // namespace fastops

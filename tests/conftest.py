@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -20,28 +20,8 @@ for _isa in _C.usable_isas():
     if _isa != native.ISA:
         _backends.BACKENDS[f"cpu-{_isa}"] = partial(native.cpu_launcher, isa=_isa)
 
-# Cases (their names) that call an op which has no CUDA kernel yet, and why they are skipped.
-_without_kernel: dict[str, str] = {}
-_case = ""
-
-
-def or_skip(launcher_of: Callable[[str], Callable[..., None] | None]) -> Callable[[str], Callable[..., None]]:
-    """A backend of CUDA kernels, of which some are still to come: a test that calls for one is skipped."""
-
-    def launcher(op: str) -> Callable[..., None]:
-        found = launcher_of(op)
-        if found is None:
-            _without_kernel[_case] = f"no CUDA kernel for {op}"
-            pytest.skip(_without_kernel[_case])
-        return found
-
-    return launcher
-
-
-if torch.cuda.is_available():
-    _backends.BACKENDS["cuda"] = or_skip(native.cuda_launcher)
 if simt.why_unavailable() is None:
-    _backends.BACKENDS[simt.NAME] = or_skip(simt.launcher)
+    _backends.BACKENDS[simt.NAME] = simt.launcher
     _backends.NUMBERS_TAPS.add(simt.NAME)
 
 
@@ -61,10 +41,6 @@ def _parameters() -> Iterator[Any]:
 @pytest.fixture(params=_parameters())
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """Forces one backend for the length of a test; its value is the backend's name."""
-    global _case
-    _case = str(request.node.callspec.params.get("case", request.node.nodeid))
-    if request.param in ("cuda", simt.NAME) and _case in _without_kernel:
-        pytest.skip(_without_kernel[_case])
     with fastops.backend(request.param):
         yield request.param
 

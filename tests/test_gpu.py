@@ -57,7 +57,19 @@ def test_every_primitive_answers() -> None:
     assert y[25, 1].item() == bin(X[1] * 2654435761 % 2**32).count("1")
     halves = torch.tensor([2048 + 0.5 * v for v in X]).half().view(torch.int16)
     assert torch.equal(y[36].short(), halves)
-    assert y[-2, 0].item() == X[4 * 31 + 1] and y[-1, 0].item() == 0 and y[-1, 1].item() == X[4 * 30 + 2]
+    assert y[48, 0].item() == X[4 * 31 + 1] and y[49, 0].item() == 0 and y[49, 1].item() == X[4 * 30 + 2]
+    for row, dtype, across in ((50, torch.float16, 16), (62, torch.bfloat16, 16), (74, torch.float32, 8)):
+        tile = torch.tensor([i % 29 - 14 for i in range(16 * 2 * across)], dtype=dtype).view(16, 2 * across)
+        a, b = tile[:, :across], torch.cat([tile[8:, : across // 2], tile[:8, across // 2 : across]], 1).T
+        product = a.float() @ b.float()
+        for i in range(4):
+            wanted = [
+                product[lane // 4 + i // 2 * 8, lane % 4 * 2 + i % 2] + (i or X[lane]) for lane in range(32)
+            ]
+            assert y[row + 8 + i, :32].tolist() == wanted
+    rounded = [y[86 + i, 33].view(torch.float32).item() for i in range(3)]
+    near = [1 + X[33] / 4096, -X[33] / 3, 1e38 * (X[33] % 4)]
+    assert all(abs(r - n) <= abs(n) * 2**-11 for r, n in zip(rounded, near, strict=True))
     assert (y != -7).all()
 
 

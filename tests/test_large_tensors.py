@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fastops import _C
@@ -39,8 +40,8 @@ class Emulated:
     def zeros(self, shape: tuple[int, ...], dtype: torch.dtype = DTYPE) -> Tensor:
         size = torch.Size(shape).numel()
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NORESERVE
-        self.memory.append(mmap.mmap(-1, size * dtype.itemsize, flags=flags))
-        return torch.frombuffer(self.memory[-1], dtype=dtype).view(shape)
+        self.memory.append(mmap.mmap(-1, max(size, 1) * dtype.itemsize, flags=flags))
+        return torch.frombuffer(self.memory[-1], dtype=dtype)[:size].view(shape)
 
     def run_last_block_of(self, blocks: int) -> None:
         """Of grids of so many blocks or more only the last one runs."""
@@ -278,3 +279,72 @@ def test_batch_norm(channels: int, machine: Emulated | OnGpu) -> None:
     dots = torch.zeros_like(w).index_add_(0, channel, dy[-count:].float() * centred)
     torch.testing.assert_close(db, sums)
     torch.testing.assert_close(dw, dots, rtol=1e-4, atol=1e-3)
+
+
+def direct_conv(channels: int, in_: tuple[int, int], stride: int, groups: int, nhwc: bool) -> _C.ConvParams:
+    """3x3 windows with as many channels in as out, by the kernels that serve anything."""
+    return _C.ConvParams(
+        dtype=_C.DType.bf16,
+        channels_last=nhwc,
+        n=1,
+        c=channels,
+        k=channels,
+        groups=groups,
+        in_=(1, *in_),
+        out=(1, in_[0] // stride, in_[1] // stride),
+        kernel=(1, 3, 3),
+        stride=(1, stride, stride),
+        pad=(0, 1, 1),
+        dilation=(1, 1, 1),
+        kernel_family=_C.ConvKernel.direct,
+    )
+
+
+def images(machine: Emulated | OnGpu, channels: int, size: tuple[int, int], nhwc: bool) -> Tensor:
+    """One image of zeros."""
+    if nhwc:
+        return machine.zeros((1, *size, channels)).permute(0, 3, 1, 2)
+    return machine.zeros((1, channels, *size))
+
+
+# 16 channels: tiles of 64 channels, and in channels_last 16 bytes of x at a time.
+@pytest.mark.parametrize("nhwc", [False, True], ids=["nchw", "nhwc"])
+@pytest.mark.parametrize(("channels", "stride"), [(2, 1), (16, 1), (16, 2)])
+def test_direct_conv(channels: int, stride: int, nhwc: bool, machine: Emulated | OnGpu) -> None:
+    """The last block of the input gradient has the last phase: odd rows and columns, at stride 2."""
+    size = (ROWS, COLUMNS // channels)
+    params = direct_conv(channels, size, stride, 1, nhwc)
+    x = images(machine, channels, size, nhwc)
+    y = images(machine, channels, (size[0] // stride, size[1] // stride), nhwc)
+    w = values(channels * channels * 9, machine.device).view(channels, channels, 3, 3)
+    # The corner that the last block reads, and the part of it that it writes: 32 pixels of a row.
+    rows, columns = slice(-8, None), slice(-128, None)
+    x_corner, y_corner = x[..., rows, columns], y[..., rows, columns]
+    x_corner.copy_(values(x_corner.numel(), machine.device).view(x_corner.shape))
+    machine.launch("conv", params, x, w, None, y)
+    expected = F.conv2d(x_corner.cpu().double(), w.cpu().double(), stride=stride, padding=1)
+    torch.testing.assert_close(y[..., -1, -32:].cpu().double(), expected[..., -1, -32:], rtol=1e-2, atol=1e-2)
+    y_corner.copy_(values(y_corner.numel(), machine.device).view(y_corner.shape))
+    machine.launch("conv_input_grad", params, y, w, None, x)
+    expected = F.conv_transpose2d(
+        y_corner.cpu().double(), w.cpu().double(), stride=stride, padding=1, output_padding=stride - 1
+    )
+    last = slice(-32 * stride + stride - 1, None, stride)
+    assert x.numel() > 2**32
+    torch.testing.assert_close(x[..., -1, last].cpu().double(), expected[..., -1, last], rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("nhwc", [False, True], ids=["nchw", "nhwc"])
+def test_direct_weight_grad(nhwc: bool, machine: Emulated | OnGpu) -> None:
+    """So many groups that the last block has the last one, all of it."""
+    groups, size = 2**18 + 2**14, (64, 128)
+    params = direct_conv(groups, size, 1, groups, nhwc)
+    x, dy = images(machine, groups, size, nhwc), images(machine, groups, size, nhwc)
+    assert x.numel() > 2**31
+    x[0, -1] = values(x[0, -1].numel(), machine.device).view(size)
+    dy[0, -1] = values(x[0, -1].numel(), machine.device).view(size).flip(0)
+    dw, db = machine.zeros((groups, 1, 3, 3)), machine.zeros((groups,))
+    machine.launch("conv_weight_grad", params, dy, x, dw, db)
+    expected = F.conv2d(x[:, -1:].cpu().double(), dy[:, -1:].cpu().double(), padding=1)
+    torch.testing.assert_close(dw[-1:].cpu().double(), expected, rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(db[-1].cpu().double(), dy[0, -1].cpu().double().sum(), rtol=1e-2, atol=1e-2)

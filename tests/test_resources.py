@@ -27,9 +27,12 @@ VECTOR_ACCESSES = {
     "band_u8_kernel": "load store",
     "bounds_kernel": "",
     "claim_kernel": "",
+    "direct_conv_kernel": "load",  # what it writes is neighbours of neighbouring threads
     "direct_kernel": "load store",
+    "direct_weight_grad_kernel": "load",
     "fill_kernel": "",
     "finish_channels_kernel": "",
+    "finish_weight_grad_kernel": "",
     "firsts_kernel": "",
     "gather_kernel": "store",  # each element of x has a place of its own
     "map_channels_kernel": "load store",

@@ -358,21 +358,22 @@ int64_t conv_weight_grad_workspace<kIsa>(const ConvParams& p, int threads) {
 }
 
 template <>
-void conv_weight_grad<kIsa>(const ConvParams& p, const void* dy, const void* x, void* dw, void* workspace,
-                            int threads) {
+void conv_bias_grad<kIsa>(const ConvParams& p, const void* dy, void* db, int threads) {
+  dispatch_floating(p.dtype, [&](auto type) {
+    using T = typename decltype(type)::type;
+    run_bias_grad(p, static_cast<const T*>(dy), static_cast<T*>(db), threads);
+  });
+}
+
+template <>
+void conv_weight_grad<kIsa>(const ConvParams& p, const void* dy, const void* x, void* dw, void* db,
+                            void* workspace, int threads) {
+  if (db != nullptr) conv_bias_grad<kIsa>(p, dy, db, threads);
   if (is_depthwise(p) && short_spans(p)) return depthwise_weight_grad<kIsa>(p, dy, x, dw, workspace, threads);
   dispatch_floating(p.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     run(p, static_cast<const T*>(dy), static_cast<const T*>(x), static_cast<T*>(dw),
         static_cast<Acc<T>*>(workspace), threads);
-  });
-}
-
-template <>
-void conv_bias_grad<kIsa>(const ConvParams& p, const void* dy, void* db, int threads) {
-  dispatch_floating(p.dtype, [&](auto type) {
-    using T = typename decltype(type)::type;
-    run_bias_grad(p, static_cast<const T*>(dy), static_cast<T*>(db), threads);
   });
 }
 

@@ -3,6 +3,7 @@
 
 #include "../batch_norm.h"
 #include "../bind.h"
+#include "../conv.h"
 #include "../indexed.h"
 #include "../interpolate.h"
 #include "../pool.h"
@@ -24,6 +25,16 @@ inline void bind(pybind11::module_ m) {
   m.attr("max_unpool_reports") = true;
   kernel(m, "max_unpool_adjoint", max_unpool_adjoint);
   m.def("max_unpool_adjoint_workspace", max_unpool_workspace);
+  kernel(m, "conv", conv);
+  m.def("conv_workspace", conv_workspace);
+  kernel(m, "conv_input_grad", conv_input_grad);
+  m.def("conv_input_grad_workspace", conv_input_grad_workspace);
+  kernel(m, "conv_weight_grad", conv_weight_grad);
+  m.def("conv_weight_grad_workspace", conv_weight_grad_workspace);
+  kernel(m, "conv_backward", conv_backward);
+  m.def("conv_backward_workspace", conv_backward_workspace);
+  kernel(m, "conv_bias_grad", conv_bias_grad);
+  m.def("conv_bias_grad_workspace", conv_bias_grad_workspace);
   kernel(m, "interpolate_nearest", interpolate_nearest);
   kernel(m, "interpolate_nearest_adjoint", interpolate_nearest_adjoint);
   m.def("interpolate_nearest_adjoint_workspace", interpolate_nearest_adjoint_workspace);

@@ -4,10 +4,12 @@
 
 #include <cuda_runtime.h>
 
+#include <atomic>
 #include <cstdint>
 #include <stdexcept>
 #include <string>
 
+#include "../device.h"
 #include "../geometry.h"
 
 namespace fastops {
@@ -38,6 +40,31 @@ void launch(const char* name, void (*kernel)(Params...), dim3 grid, dim3 block, 
 // Sets `bytes` bytes at p to `byte`.
 inline void fill_bytes(const char* name, void* p, int byte, int64_t bytes, void* stream) {
   check(cudaMemsetAsync(p, byte, static_cast<size_t>(bytes), static_cast<cudaStream_t>(stream)), name);
+}
+
+// The current device, as plans want to know it; asked once per device.
+inline Device current_device() {
+  constexpr int kMost = 64;
+  static std::atomic<const Device*> known[kMost];
+  int ordinal = 0;
+  check(cudaGetDevice(&ordinal), "plan");
+  std::atomic<const Device*>& slot = known[ordinal % kMost];
+  if (const Device* device = slot.load()) return *device;
+  const auto ask = [&](cudaDeviceAttr attribute) {
+    int value = 0;
+    check(cudaDeviceGetAttribute(&value, attribute, ordinal), "plan");
+    return value;
+  };
+  Device* device = new Device;  // for as long as the process lives
+  device->capability = ask(cudaDevAttrComputeCapabilityMajor) * 10 + ask(cudaDevAttrComputeCapabilityMinor);
+  device->multiprocessors = ask(cudaDevAttrMultiProcessorCount);
+  device->shared_bytes = ask(cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  device->l2_bytes = ask(cudaDevAttrL2CacheSize);
+  device->clock_hz = ask(cudaDevAttrClockRate) * 1e3;
+  // Two transfers per clock; a copy reaches nine tenths.
+  device->bandwidth = 0.9 * 2e3 * ask(cudaDevAttrMemoryClockRate) * ask(cudaDevAttrGlobalMemoryBusWidth) / 8;
+  slot.store(device);
+  return *device;
 }
 
 constexpr int kThreads = 256;

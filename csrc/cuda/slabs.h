@@ -290,7 +290,7 @@ uintptr_t addresses_of(T* const (&tensors)[count]) {
 }
 
 inline unsigned grid_of(int64_t blocks) {
-  if (blocks >= int64_t{1} << 31) throw std::invalid_argument("fastops: batch norm: the tensor is too large");
+  if (blocks >= int64_t{1} << 31) throw std::invalid_argument("fastops: the tensor is too large");
   return static_cast<unsigned>(blocks);
 }
 

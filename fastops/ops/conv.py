@@ -196,7 +196,9 @@ class ConvWeightGrad(torch.autograd.Function):
         dw = layout.empty_like(x, shape, memory_format)
         if dw.numel():
             params = conv_params(spec, x.shape, shape, dy.shape, x.dtype, x_format, memory_format)
-            launch("conv_weight_grad", params, layout.dense(dy, x_format), layout.dense(x, x_format), dw)
+            launch(
+                "conv_weight_grad", params, layout.dense(dy, x_format), layout.dense(x, x_format), dw, None
+            )
         return dw
 
     @staticmethod

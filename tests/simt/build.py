@@ -95,14 +95,17 @@ def write_ninja() -> None:
     compile_ = [cxx, "-MMD", "-MF", "$out.d", *flags]
     as_cpp = ["-x", "c++", "-include", escape(HERE / "emulation.h"), "-Wno-unknown-pragmas"]
     ninja.rule("module", [*compile_, "-O1", "-c", "$in", "-o", "$out"])
-    module = ninja.build(BUILD / "module.o", "module", [HERE / "module.cpp"])
+    host = [
+        ninja.build(BUILD / f"{source.stem}.o", "module", [source])
+        for source in (HERE / "module.cpp", ROOT / "csrc" / "conv_plan.cpp")
+    ]
     kernels = [*sorted((ROOT / "csrc" / "cuda").glob("*.cu")), *sorted(HERE.glob("*.cu"))]
     for mode, (kernel_flags, engine_flags, link_flags) in MODES.items():
         engine = ["engine", "processor", *(["race"] if mode == "race" else [])]
         ninja.rule(f"kernels-{mode}", [*compile_, kernel_flags, *as_cpp, "-c", "$in", "-o", "$out"])
         ninja.rule(f"engine-{mode}", [*compile_, engine_flags, "-c", "$in", "-o", "$out"])
         objects = [
-            module,
+            *host,
             *(ninja.build(BUILD / mode / f"{k.stem}.cu.o", f"kernels-{mode}", [k]) for k in kernels),
             *(ninja.build(BUILD / mode / f"{e}.o", f"engine-{mode}", [HERE / f"{e}.cpp"]) for e in engine),
         ]

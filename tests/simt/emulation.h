@@ -97,8 +97,74 @@ template <typename To, typename From>
 To bits(From from) {
   static_assert(sizeof(To) == sizeof(From));
   To to;
-  std::memcpy(&to, &from, sizeof to);
+  std::memcpy(static_cast<void*>(&to), &from, sizeof to);
   return to;
+}
+
+// ldmatrix: the lanes learn each other's rows, and each reads its elements.
+inline void load_matrices(uint32_t (&r)[4], const void* row, bool transposed, Site site) {
+  if (reinterpret_cast<uintptr_t>(row) % 16 != 0)
+    fail(site, "ldmatrix: a row that is not at a multiple of 16");
+  check_shared(row, 16, "ldmatrix", site);
+  struct Lane {
+    const void* row;
+    const void* rows[32];
+  } mine{row, {}};
+  const auto exchange = [](void* const* lanes) {
+    for (int i = 0; i < 32; ++i)
+      for (int j = 0; j < 32; ++j)
+        static_cast<Lane*>(lanes[i])->rows[j] = static_cast<const Lane*>(lanes[j])->row;
+  };
+  collective(~0u, "ldmatrix", &mine, exchange, false, site);
+  const unsigned major = lane() / 4, minor = lane() % 4 * 2;
+  for (unsigned m = 0; m < 4; ++m) {
+    uint16_t pair[2];
+    for (unsigned i = 0; i < 2; ++i)
+      pair[i] = transposed ? static_cast<const uint16_t*>(mine.rows[8 * m + minor + i])[major]
+                           : static_cast<const uint16_t*>(mine.rows[8 * m + major])[minor + i];
+    r[m] = pair[0] | uint32_t{pair[1]} << 16;
+  }
+}
+
+// What a register of mma's operand holds.
+template <typename T>
+float operand(uint32_t bits, unsigned half) {
+  if constexpr (sizeof(T) == 2)
+    return static_cast<float>(simt::bits<T>(static_cast<uint16_t>(bits >> 16 * half)));
+  else
+    return simt::bits<float>(bits & ~0x1FFFu);  // no more is looked at
+}
+
+template <typename T>
+void multiply_matrices(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Site site) {
+  constexpr unsigned per = sizeof(T) == 2 ? 2 : 1, depth = 8 * per;  // elements of a register
+  struct Lane {
+    float* d;
+    const uint32_t *a, *b;
+  } mine{d, a, b};
+  const auto product = [](void* const* lanes) {
+    float left[16][depth], right[depth][8];
+    for (unsigned l = 0; l < 32; ++l) {
+      const Lane& lane = *static_cast<const Lane*>(lanes[l]);
+      const unsigned g = l / 4, t = l % 4 * per;
+      for (unsigned i = 0; i < per; ++i) {
+        for (unsigned q = 0; q < 4; ++q)
+          left[g + q % 2 * 8][t + i + q / 2 * 4 * per] = operand<T>(lane.a[q], i);
+        for (unsigned q = 0; q < 2; ++q) right[t + i + q * 4 * per][g] = operand<T>(lane.b[q], i);
+      }
+    }
+    for (unsigned l = 0; l < 32; ++l) {
+      const Lane& lane = *static_cast<const Lane*>(lanes[l]);
+      for (unsigned q = 0; q < 4; ++q) {
+        const unsigned row = l / 4 + q / 2 * 8, column = l % 4 * 2 + q % 2;
+        // Products are exact, and tensor cores add those of one instruction with bits to spare.
+        double sum = lane.d[q];
+        for (unsigned k = 0; k < depth; ++k) sum += double{left[row][k]} * double{right[k][column]};
+        lane.d[q] = static_cast<float>(sum);
+      }
+    }
+  };
+  collective(~0u, "mma", &mine, product, false, site);
 }
 
 }  // namespace simt
@@ -246,6 +312,21 @@ inline void commit_copies() { simt::commit_copies(); }
 template <int groups_left>
 void wait_for_copies() {
   simt::wait_for_copies(groups_left);
+}
+
+inline void ldmatrix_x4(uint32_t (&r)[4], const void* row, SIMT_CALLER) {
+  simt::load_matrices(r, row, false, SIMT_SITE);
+}
+inline void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row, SIMT_CALLER) {
+  simt::load_matrices(r, row, true, SIMT_SITE);
+}
+template <typename T>
+void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], SIMT_CALLER) {
+  simt::multiply_matrices<T>(d, a, b, SIMT_SITE);
+}
+inline uint32_t to_tf32(float v) {
+  const uint32_t bits = __float_as_uint(v);
+  return (bits & 0x7F800000u) == 0x7F800000u ? bits : (bits + 0x1000u) & ~0x1FFFu;
 }
 
 }  // namespace cuda

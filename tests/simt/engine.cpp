@@ -60,6 +60,9 @@ void* shared_array(const void* declaration, size_t bytes, size_t alignment, Site
   return processor->shared_array(declaration, bytes, alignment, site);
 }
 void* dynamic_shared_array(Site site) { return processor->dynamic_shared_array(site); }
+void check_shared(const void* p, size_t bytes, const char* name, Site site) {
+  if (!processor->is_shared(p, bytes)) fail(site, "%s: outside of shared arrays", name);
+}
 void copy_async(void* to, const void* from, Site site) {
   processor->copy_async(to, from, site, __builtin_return_address(0));
 }
@@ -123,6 +126,42 @@ cudaError_t cudaGetLastError() { return cudaSuccess; }
 const char* cudaGetErrorString(cudaError_t) { return simt::last_error.c_str(); }
 cudaError_t cudaMemsetAsync(void* p, int byte, size_t bytes, cudaStream_t) {
   if (simt::settings.last_blocks == 0) std::memset(p, byte, bytes);
+  return cudaSuccess;
+}
+cudaError_t cudaGetDevice(int* ordinal) {
+  *ordinal = 0;
+  return cudaSuccess;
+}
+// A GPU of the newest kind, but with so few processors that small tensors are divided among them too.
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  switch (attribute) {
+    case cudaDevAttrComputeCapabilityMajor:
+      *value = 9;
+      break;
+    case cudaDevAttrComputeCapabilityMinor:
+      *value = 0;
+      break;
+    case cudaDevAttrMultiProcessorCount:
+      *value = 6;
+      break;
+    case cudaDevAttrMaxSharedMemoryPerBlockOptin:
+      *value = static_cast<int>(simt::kSharedMax);
+      break;
+    case cudaDevAttrL2CacheSize:
+      *value = 4 << 20;
+      break;
+    case cudaDevAttrClockRate:  // kHz
+      *value = 1000000;
+      break;
+    case cudaDevAttrMemoryClockRate:  // kHz
+      *value = 1000000;
+      break;
+    case cudaDevAttrGlobalMemoryBusWidth:  // bits
+      *value = 1024;
+      break;
+    default:
+      return simt::error(cudaErrorInvalidValue, "the emulation has no such attribute");
+  }
   return cudaSuccess;
 }
 cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute, int value) {

@@ -42,6 +42,9 @@ void collective(uint32_t mask, const char* name, void* brought, void (*combine)(
 void* shared_array(const void* declaration, size_t bytes, size_t alignment, Site site);
 void* dynamic_shared_array(Site site);
 
+// Fails if some of these bytes are not in a shared array.
+void check_shared(const void* p, size_t bytes, const char* name, Site site);
+
 // If *p equals *expected, stores *desired; otherwise loads it into *expected. 1, 2, 4 or 8 bytes. Atomic, and
 // relaxed: it orders other memory only together with fences on both sides.
 bool compare_exchange(void* p, void* expected, const void* desired, size_t bytes);

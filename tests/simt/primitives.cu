@@ -94,6 +94,33 @@ __device__ void copies(Answers& answer, const int* x) {
   answer(tile[4 * (kThreads + kThreads - 1 - t) + 2]);  // zero from every second thread
 }
 
+template <typename T, int width>
+struct alignas(16) Rows {
+  T v[16][width];
+};
+
+// Small whole numbers, so that every product and sum is exact.
+template <typename T>
+__device__ void matrices(Answers& answer, int v) {
+  constexpr int width = 64 / sizeof(T);  // rows of 64 bytes
+  FASTOPS_SHARED(shared, Rows<T, width>);
+  auto& tile = shared.v;
+  const int t = threadIdx.x, lane = t % 32;
+  __syncthreads();
+  for (int i = t; i < 16 * width; i += kThreads) tile[i / width][i % width] = from_acc<T>(float(i % 29 - 14));
+  __syncthreads();
+  uint32_t a[4], turned[4];
+  // Rows 0 to 15 and the first 32 bytes of each, in the order of mma's registers.
+  const void* const row = &tile[lane % 16][lane / 16 * (16 / sizeof(T))];
+  ldmatrix_x4(a, row);
+  ldmatrix_x4_trans(turned, row);
+  for (int i = 0; i < 4; ++i) answer(static_cast<int>(a[i])), answer(static_cast<int>(turned[i]));
+  float d[4] = {float(v), 1, 2, 3};
+  const uint32_t b[2] = {a[1], a[2]};
+  mma<T>(d, a, b);
+  for (int i = 0; i < 4; ++i) answer(static_cast<int>(d[i]));
+}
+
 __global__ void primitives_kernel(const int* x, int* y) {
   Answers answer(y);
   const int v = x[threadIdx.x];
@@ -102,6 +129,11 @@ __global__ void primitives_kernel(const int* x, int* y) {
   atomics(answer, v);
   arithmetic(answer, v);
   copies(answer, x);
+  matrices<__half>(answer, v);
+  matrices<__nv_bfloat16>(answer, v);
+  matrices<float>(answer, v);
+  for (const float f : {1.0f + float(v) / 4096, -float(v) / 3, 1e38f * float(v % 4)})
+    answer(static_cast<int>(to_tf32(f)));
 }
 
 }  // namespace

@@ -304,12 +304,15 @@ void* Processor::shared_array(const void* declaration, size_t bytes, size_t alig
   return arena_ + offset;
 }
 
-void Processor::copy_async(void* to, const void* from, Site site, const void* code) {
-  const auto offset = static_cast<size_t>(static_cast<char*>(to) - arena_);
-  const bool inside = std::any_of(arrays_.begin(), arrays_.end(), [&](const SharedArray& a) {
-    return offset >= a.offset && offset + 16 <= a.offset + a.bytes;
+bool Processor::is_shared(const void* p, size_t bytes) const {
+  const auto offset = static_cast<size_t>(static_cast<const char*>(p) - arena_);
+  return std::any_of(arrays_.begin(), arrays_.end(), [&](const SharedArray& a) {
+    return offset >= a.offset && offset + bytes <= a.offset + a.bytes;
   });
-  if (!inside) fail("asynchronous copy to outside of shared arrays, " + text(site));
+}
+
+void Processor::copy_async(void* to, const void* from, Site site, const void* code) {
+  if (!is_shared(to, 16)) fail("asynchronous copy to outside of shared arrays, " + text(site));
   if ((reinterpret_cast<uintptr_t>(to) | reinterpret_cast<uintptr_t>(from)) % 16 != 0)
     fail("asynchronous copy between addresses that are not multiples of 16, " + text(site));
   Copy copy = {to, from, self().groups, false, race::copy(to, from, 16, code)};

@@ -81,6 +81,7 @@ class Processor {
   void collective(uint32_t mask, const char* name, void* brought, void (*combine)(void* const*),
                   bool orders_memory, Site site);
   void* shared_array(const void* declaration, size_t bytes, size_t alignment, Site site);
+  bool is_shared(const void* p, size_t bytes) const;
   void* dynamic_shared_array(Site site) {
     return shared_array(this, grid_->config.dynamicSmemBytes, 1024, site);
   }

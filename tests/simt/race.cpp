@@ -263,4 +263,12 @@ void __tsan_vptr_read(void**) {}
 void __tsan_func_entry(void*) {}
 void __tsan_func_exit() {}
 void __tsan_init() {}
+// Of launchers, which run on the host; kernels' atomics are the engine's.
+uint8_t __tsan_atomic8_load(const volatile uint8_t* p, int) { return __atomic_load_n(p, __ATOMIC_SEQ_CST); }
+uint64_t __tsan_atomic64_load(const volatile uint64_t* p, int) {
+  return __atomic_load_n(p, __ATOMIC_SEQ_CST);
+}
+void __tsan_atomic64_store(volatile uint64_t* p, uint64_t v, int) {
+  __atomic_store_n(p, v, __ATOMIC_SEQ_CST);
+}
 }

@@ -1,0 +1,116 @@
+// Convolution: chooses the family of kernels that serves a pass, by conv_plan.h; adds up the parts of
+// weight gradients.
+#include "conv_families.h"
+#include "dispatch.h"
+#include "launch.h"
+
+namespace fastops {
+namespace cuda {
+namespace {
+
+// One thread per element of dw, which is where it lies in the parts: (k, tap, channel); then of db.
+template <typename T>
+__global__ void __launch_bounds__(kThreads)
+    finish_weight_grad_kernel(const Acc<T>* partials, T* dw, T* db, int64_t splits, int64_t k, int64_t taps,
+                              int64_t channels, bool channels_last) {
+  const int64_t weights = k * taps * channels;
+  const Acc<T>* const bias = partials + splits * weights;
+  for (int64_t i = first_item(); i < weights + (db ? k : 0); i += item_stride()) {
+    const bool is_weight = i < weights;
+    const Acc<T>* part = is_weight ? partials + i : bias + (i - weights);
+    Acc<T> sum = 0;
+    for (int64_t s = 0; s < splits; ++s, part += is_weight ? weights : k) sum += *part;
+    if (!is_weight) {
+      db[i - weights] = from_acc<T>(sum);
+    } else if (channels_last) {
+      dw[i] = from_acc<T>(sum);
+    } else {
+      const int64_t row = i / channels, channel = i - row * channels, of = row / taps, tap = row - of * taps;
+      dw[(of * channels + channel) * taps + tap] = from_acc<T>(sum);
+    }
+  }
+}
+
+ConvPlan plan(const ConvParams& p, ConvPass pass) { return conv_plan(p, pass, current_device()); }
+
+int64_t workspace_of(const ConvParams& p, ConvPass pass) {
+  const ConvPlan chosen = plan(p, pass);
+  if (pass == ConvPass::kWeightGrad) return WeightPartials(p, chosen.splits).total_bytes();
+  if (chosen.kernel == ConvKernel::kGemm) return gemm_workspace(p, pass);
+  return 0;
+}
+
+[[noreturn]] void no_kernel() {
+  throw std::logic_error("fastops: the plan names a kernel that is not there");
+}
+
+}  // namespace
+
+void finish_weight_grad(const ConvParams& p, int64_t splits, const void* partials, void* dw, void* db,
+                        void* stream) {
+  const int64_t channels = p.c / p.groups, taps = conv_taps(p);
+  dispatch_floating(p.dtype, [&](auto type) {
+    using T = typename decltype(type)::type;
+    launch("finish_weight_grad", finish_weight_grad_kernel<T>, blocks_for(p.k * (taps * channels + 1)),
+           kThreads, 0, stream, static_cast<const Acc<T>*>(partials), static_cast<T*>(dw),
+           static_cast<T*>(db), splits, p.k, taps, channels, p.weight_channels_last);
+  });
+}
+
+int64_t conv_workspace(const ConvParams& p) { return workspace_of(p, ConvPass::kForward); }
+int64_t conv_input_grad_workspace(const ConvParams& p) { return workspace_of(p, ConvPass::kInputGrad); }
+int64_t conv_weight_grad_workspace(const ConvParams& p) { return workspace_of(p, ConvPass::kWeightGrad); }
+int64_t conv_backward_workspace(const ConvParams& p) {
+  return imax(conv_input_grad_workspace(p), conv_weight_grad_workspace(p));
+}
+
+void conv(const ConvParams& p, const void* x, const void* w, const void* bias, void* y, void* workspace,
+          void* stream) {
+  const ConvPlan chosen = plan(p, ConvPass::kForward);
+  switch (chosen.kernel) {
+    case ConvKernel::kDirect:
+      return direct_conv(p, chosen, x, w, bias, y, stream);
+    case ConvKernel::kGemm:
+      return gemm_conv(p, chosen, x, w, bias, y, workspace, stream);
+    default:
+      no_kernel();
+  }
+}
+
+void conv_input_grad(const ConvParams& p, const void* dy, const void* w, const void* bias, void* dx,
+                     void* workspace, void* stream) {
+  const ConvPlan chosen = plan(p, ConvPass::kInputGrad);
+  switch (chosen.kernel) {
+    case ConvKernel::kDirect:
+      return direct_input_grad(p, chosen, dy, w, bias, dx, stream);
+    case ConvKernel::kGemm:
+      return gemm_input_grad(p, chosen, dy, w, bias, dx, workspace, stream);
+    default:
+      no_kernel();
+  }
+}
+
+void conv_weight_grad(const ConvParams& p, const void* dy, const void* x, void* dw, void* db, void* workspace,
+                      void* stream) {
+  const ConvPlan chosen = plan(p, ConvPass::kWeightGrad);
+  switch (chosen.kernel) {
+    case ConvKernel::kDirect:
+      direct_weight_grad(p, chosen, dy, x, workspace, db != nullptr, stream);
+      break;
+    case ConvKernel::kGemm:
+      gemm_weight_grad(p, chosen, dy, x, workspace, db != nullptr, stream);
+      break;
+    default:
+      no_kernel();
+  }
+  finish_weight_grad(p, chosen.splits, workspace, dw, db, stream);
+}
+
+void conv_backward(const ConvParams& p, const void* dy, const void* x, const void* w, void* dx, void* dw,
+                   void* db, void* workspace, void* stream) {
+  conv_input_grad(p, dy, w, nullptr, dx, workspace, stream);
+  conv_weight_grad(p, dy, x, dw, db, workspace, stream);
+}
+
+}  // namespace cuda
+}  // namespace fastops

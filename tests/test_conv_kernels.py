@@ -1,0 +1,339 @@
+# ruff: noqa: E501 (a case a line)
+"""The CUDA kernels of convolution, one family at a time: each pass of every family over the shapes that it
+serves, by dtype and layout."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastops import _C
+from fastops.backends import BACKENDS
+from fastops.ops import layout
+from fastops.ops.conv import ConvSpec, conv_params
+from tests import simt
+from tests.conftest import device_of
+from tests.tolerance import assert_accurate
+
+K = _C.ConvKernel
+Pair = tuple[int, int]
+
+
+class Conv(NamedTuple):
+    """A convolution of square or (height, width) options; `extra` is padding behind, beyond that before."""
+
+    n: int
+    c: int
+    k: int
+    size: Pair
+    kernel: Pair
+    why: str
+    stride: Pair = (1, 1)
+    padding: Pair = (0, 0)
+    extra: Pair = (0, 0)
+    dilation: Pair = (1, 1)
+    groups: int = 1
+
+    def __str__(self) -> str:
+        return self.why.replace(" ", "_")
+
+    def shapes(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+        """Of x, w and y."""
+        out = [
+            (i + 2 * p + e - d * (r - 1) - 1) // s + 1
+            for i, p, e, d, r, s in zip(
+                self.size, self.padding, self.extra, self.dilation, self.kernel, self.stride, strict=True
+            )
+        ]
+        return (
+            (self.n, self.c, *self.size),
+            (self.k, self.c // self.groups, *self.kernel),
+            (self.n, self.k, *out),
+        )
+
+
+DENSE = [
+    Conv(2, 16, 16, (8, 8), (3, 3), "plain"),
+    Conv(1, 24, 40, (9, 7), (3, 3), "same padding", padding=(1, 1)),
+    Conv(2, 16, 24, (7, 9), (1, 1), "1x1"),
+    Conv(2, 32, 16, (9, 9), (1, 1), "1x1 stride 2", stride=(2, 2)),
+    Conv(1, 16, 16, (13, 11), (3, 3), "stride 2", stride=(2, 2), padding=(1, 1)),
+    Conv(1, 16, 8, (13, 11), (3, 3), "stride 3", stride=(3, 3), padding=(1, 1)),
+    Conv(1, 8, 16, (11, 12), (2, 3), "stride beyond the kernel", stride=(3, 2), padding=(0, 1)),
+    Conv(1, 16, 16, (12, 12), (3, 3), "dilation 2", padding=(2, 2), dilation=(2, 2)),
+    Conv(1, 8, 8, (15, 14), (3, 3), "stride 2 dilation 3", stride=(2, 2), padding=(2, 2), dilation=(3, 3)),
+    Conv(1, 8, 8, (17, 16), (3, 2), "stride 4 dilation 2", stride=(4, 4), padding=(3, 3), dilation=(2, 2)),
+    Conv(1, 16, 8, (9, 8), (2, 4), "asymmetric padding", padding=(0, 1), extra=(1, 1)),
+    Conv(1, 8, 16, (12, 12), (5, 5), "5x5", padding=(2, 2)),
+    Conv(1, 8, 8, (11, 13), (7, 7), "7x7", padding=(3, 3)),
+    Conv(1, 8, 8, (5, 12), (1, 7), "1x7", padding=(0, 3)),
+    Conv(1, 8, 8, (3, 3), (5, 5), "kernel beyond the input", padding=(2, 2)),
+    Conv(3, 20, 12, (5, 5), (3, 3), "C and K tails", padding=(1, 1)),
+    Conv(2, 9, 13, (6, 5), (3, 3), "odd C and K", padding=(1, 1)),
+    Conv(1, 8, 3, (7, 7), (3, 3), "K of three", padding=(1, 1)),
+    Conv(1, 3, 16, (9, 10), (3, 3), "C of three", padding=(1, 1)),
+    Conv(2, 136, 72, (4, 5), (3, 3), "many channels", padding=(1, 1)),
+    Conv(1, 16, 136, (12, 12), (3, 3), "several tiles", padding=(1, 1)),
+    Conv(1, 20, 17, (1, 1), (1, 1), "one pixel"),
+]  # fmt: skip
+GROUPED = [
+    Conv(2, 16, 32, (8, 9), (3, 3), "groups of 8", padding=(1, 1), groups=2),
+    Conv(1, 48, 24, (7, 7), (3, 3), "groups of 24 and 12", stride=(2, 2), padding=(1, 1), groups=2),
+    Conv(1, 22, 26, (7, 7), (3, 3), "groups of 11 and 13", padding=(1, 1), groups=2),
+]  # fmt: skip
+SMALL_GROUPS = [
+    Conv(2, 8, 12, (9, 9), (3, 3), "groups of 2 and 3", padding=(1, 1), groups=4),
+    Conv(2, 16, 16, (9, 7), (3, 3), "groups of 4", padding=(1, 1), groups=4),
+    Conv(1, 32, 32, (8, 8), (3, 3), "groups of 2 stride 2", stride=(2, 2), padding=(1, 1), groups=16),
+]  # fmt: skip
+DEPTHWISE = [
+    Conv(2, 16, 16, (9, 11), (3, 3), "depthwise", padding=(1, 1), groups=16),
+    Conv(2, 6, 6, (9, 11), (3, 3), "depthwise odd C", padding=(1, 1), groups=6),
+    Conv(1, 19, 19, (12, 37), (5, 5), "depthwise 5x5 stride 2", stride=(2, 2), padding=(2, 2), groups=19),
+    Conv(1, 8, 8, (14, 40), (5, 5), "depthwise 5x5", padding=(2, 2), groups=8),
+    Conv(1, 8, 8, (16, 16), (7, 7), "depthwise 7x7", padding=(3, 3), groups=8),
+    Conv(1, 24, 24, (7, 7), (7, 7), "depthwise 7x7 small", padding=(3, 3), groups=24),
+    Conv(1, 8, 8, (32, 35), (3, 3), "depthwise stride 2", stride=(2, 2), padding=(1, 1), groups=8),
+    Conv(1, 8, 8, (17, 15), (3, 3), "depthwise stride 3 dilation 2", stride=(3, 3), padding=(2, 2), dilation=(2, 2), groups=8),
+    Conv(1, 8, 8, (12, 12), (3, 3), "depthwise dilation 2", padding=(2, 2), dilation=(2, 2), groups=8),
+    Conv(1, 5, 15, (10, 10), (3, 3), "multiplier 3", groups=5),
+    Conv(1, 8, 16, (9, 9), (3, 3), "multiplier 2 stride 2", stride=(2, 2), padding=(1, 1), groups=8),
+    Conv(1, 8, 8, (5, 5), (2, 2), "phases without a tap", stride=(3, 3), groups=8),
+    Conv(1, 8, 8, (6, 12), (1, 7), "depthwise 1x7", padding=(0, 3), groups=8),
+    Conv(1, 8, 8, (9, 8), (2, 4), "depthwise asymmetric", padding=(0, 1), extra=(1, 1), groups=8),
+    Conv(1, 4, 4, (20, 21), (13, 13), "depthwise large kernel", padding=(6, 6), groups=4),
+]  # fmt: skip
+STEMS = [
+    Conv(1, 3, 64, (21, 23), (7, 7), "ResNet stem", stride=(2, 2), padding=(3, 3)),
+    Conv(2, 3, 16, (18, 35), (3, 3), "3x3 stem", stride=(2, 2), padding=(1, 1)),
+    Conv(1, 1, 8, (12, 13), (7, 7), "grey stem", stride=(2, 2), padding=(3, 3)),
+    Conv(1, 4, 20, (12, 14), (3, 3), "four channels", stride=(2, 2), padding=(1, 1)),
+    Conv(1, 2, 72, (9, 40), (3, 3), "two channels", stride=(2, 2), padding=(0, 1)),
+]  # fmt: skip
+
+# Which cases each family of kernels is tried on.
+FAMILIES: dict[Any, list[Conv]] = {
+    K.direct: [*DENSE, *GROUPED, *SMALL_GROUPS, *DEPTHWISE, *STEMS],
+    K.gemm: [*DENSE, *GROUPED, *STEMS],
+}
+TABLE = [
+    pytest.param(kernel, case, id=f"{kernel.name}-{case}")
+    for kernel, cases in FAMILIES.items()
+    for case in cases
+]
+every_case = pytest.mark.parametrize(("kernel", "case"), TABLE)
+every_layout = pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
+# Element types, with how fp32 is multiplied.
+every_dtype = pytest.mark.parametrize(
+    ("dtype", "tf32"),
+    [
+        (torch.float64, False),
+        (torch.float32, False),
+        (torch.float32, True),
+        (torch.float16, False),
+        (torch.bfloat16, False),
+    ],
+    ids=["float64", "float32", "tf32", "float16", "bfloat16"],
+)
+GPU = _C.Device()
+
+backends = pytest.mark.parametrize(
+    "backend",
+    [
+        *([simt.NAME] if simt.why_unavailable() is None else []),
+        *([pytest.param("cuda", marks=pytest.mark.gpu)] if torch.cuda.is_available() else []),
+    ],
+    indirect=True,
+)
+
+
+class Call(NamedTuple):
+    """One convolution: its tensors, and the kernels' params."""
+
+    x: Tensor
+    w: Tensor
+    b: Tensor
+    dy: Tensor
+    params: Any
+    memory_format: torch.memory_format
+
+    def empty(self, like: Tensor) -> Tensor:
+        """For a result: filled with what must be overwritten."""
+        return torch.full_like(like, float("nan"))
+
+
+def make(case: Conv, dtype: torch.dtype, tf32: bool, channels_last: bool, kernel: Any, device: str) -> Call:
+    generator = torch.Generator().manual_seed(3)
+    memory_format = layout.CHANNELS_LAST if channels_last else layout.CONTIGUOUS
+
+    def random(*shape: int) -> Tensor:
+        t = torch.randn(shape, generator=generator)
+        # Exact in every narrower type, TF32 too, but where the products are to be as exact as fp32's.
+        t = (t if dtype is torch.float32 and not tf32 else t.bfloat16()).to(device, dtype)
+        return t.contiguous(memory_format=memory_format) if len(shape) == 4 else t
+
+    x_shape, w_shape, y_shape = case.shapes()
+    spec = ConvSpec(case.stride, case.padding, case.dilation, case.groups)
+    params = conv_params.__wrapped__(spec, x_shape, w_shape, y_shape, dtype, memory_format, memory_format)
+    params.tf32 = tf32
+    params.kernel_family = kernel
+    return Call(random(*x_shape), random(*w_shape), random(case.k), random(*y_shape), params, memory_format)
+
+
+def reference(case: Conv, call: Call, dtype: torch.dtype) -> dict[str, Tensor]:
+    """What torch computes in a dtype."""
+    x, w, b = (t.detach().to(dtype).requires_grad_() for t in (call.x, call.w, call.b))
+    (top, left), (below, right) = case.padding, case.extra
+    padded = F.pad(x, (left, left + right, top, top + below))
+    y = F.conv2d(padded, w, b, case.stride, 0, case.dilation, case.groups)
+    dx, dw, db = torch.autograd.grad(y, (x, w, b), call.dy.to(dtype))
+    return {"y": y.detach(), "dx": dx, "dw": dw, "db": db}
+
+
+def run(op: str, params: Any, *tensors: Tensor | None, backend: str) -> None:
+    launcher = BACKENDS[backend](op)
+    assert launcher is not None
+    launcher(params, *tensors)
+
+
+PASSES = {"y": _C.ConvPass.forward, "dx": _C.ConvPass.input_grad, "dw": _C.ConvPass.weight_grad}
+
+
+def results(
+    call: Call, kernel: Any, backend: str, passes: tuple[str, ...] = ("y", "dx", "dw")
+) -> dict[str, Tensor]:
+    """Of the passes that the kernels serve."""
+    p, found = call.params, {}
+    served = [name for name in passes if _C.conv_kernel_serves(kernel, p, PASSES[name], GPU)]
+    if "y" in served:
+        found["y"] = call.empty(call.dy)
+        run("conv", p, call.x, call.w, call.b, found["y"], backend=backend)
+    if "dx" in served:
+        found["dx"] = call.empty(call.x)
+        run("conv_input_grad", p, call.dy, call.w, None, found["dx"], backend=backend)
+    if "dw" in served:
+        found["dw"], found["db"] = call.empty(call.w), call.empty(call.b)
+        run("conv_weight_grad", p, call.dy, call.x, found["dw"], found["db"], backend=backend)
+    return found
+
+
+@backends
+@every_layout
+@every_dtype
+@every_case
+def test_against_torch(
+    kernel: Any, case: Conv, dtype: torch.dtype, tf32: bool, channels_last: bool, backend: str
+) -> None:
+    call = make(case, dtype, tf32, channels_last, kernel, device_of(backend))
+    found = results(call, kernel, backend)
+    if not found:
+        pytest.skip("not served by these kernels")
+    exact, theirs = reference(case, call, torch.float64), reference(case, call, dtype)
+    for name, value in found.items():
+        assert_accurate(value, theirs[name], exact[name], name)
+
+
+@backends
+@every_layout
+@every_case
+def test_bias_and_relu(kernel: Any, case: Conv, channels_last: bool, backend: str) -> None:
+    """The epilogues: with bias and ReLU; without bias; a bias of the input gradient."""
+    for dtype in (torch.float32, torch.bfloat16):
+        call = make(case, dtype, False, channels_last, kernel, device_of(backend))
+        if not _C.conv_kernel_serves(kernel, call.params, _C.ConvPass.forward, GPU):
+            continue
+        exact, theirs = reference(case, call, torch.float64), reference(case, call, dtype)
+        y = call.empty(call.dy)
+        run("conv", call.params, call.x, call.w, None, y, backend=backend)
+        bare = call._replace(b=torch.zeros_like(call.b))
+        wanted = reference(case, bare, torch.float64)
+        assert_accurate(y, reference(case, bare, dtype)["y"], wanted["y"], "without bias")
+        call.params.relu = True
+        run("conv", call.params, call.x, call.w, call.b, y, backend=backend)
+        assert_accurate(y, theirs["y"].relu(), exact["y"].relu(), "with ReLU")
+        call.params.relu = False
+        if _C.conv_kernel_serves(kernel, call.params, _C.ConvPass.input_grad, GPU):
+            dx, bias = call.empty(call.x), torch.arange(case.c, dtype=dtype, device=call.x.device)
+            run("conv_input_grad", call.params, call.dy, call.w, bias, dx, backend=backend)
+            bias_of = [r["dx"] + bias.to(r["dx"].dtype).view(-1, 1, 1) for r in (theirs, exact)]
+            assert_accurate(dx, *bias_of, "input gradient with bias")
+
+
+@backends
+@every_layout
+@pytest.mark.parametrize("tf32", [False, True], ids=["strict", "tf32"])
+@every_case
+def test_repeatable(kernel: Any, case: Conv, tf32: bool, channels_last: bool, backend: str) -> None:
+    """Equal bit for bit in every run (the emulation runs threads in another order each time)."""
+    call = make(case, torch.float32, tf32, channels_last, kernel, device_of(backend))
+    first, again = results(call, kernel, backend), results(call, kernel, backend)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+@backends
+@every_layout
+@pytest.mark.parametrize("kernel", FAMILIES, ids=lambda kernel: kernel.name)
+def test_unaligned(kernel: Any, channels_last: bool, backend: str) -> None:
+    """Tensors that begin one element beyond 16 bytes: no vectors, and the same result."""
+    case = FAMILIES[kernel][0]
+
+    def shifted(t: Tensor) -> Tensor:
+        memory = torch.empty(t.numel() + 1, dtype=t.dtype, device=t.device)
+        return memory[1:].as_strided(t.shape, t.stride()).copy_(t)
+
+    call = make(case, torch.bfloat16, False, channels_last, kernel, device_of(backend))
+    off = call._replace(x=shifted(call.x), w=shifted(call.w), b=shifted(call.b), dy=shifted(call.dy))
+    assert off.x.data_ptr() % 16 == 2
+    found, wanted = results(off, kernel, backend), results(call, kernel, backend)
+    for name, value in found.items():
+        torch.testing.assert_close(value, wanted[name], rtol=1e-2, atol=1e-2)
+
+
+@backends
+@every_layout
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("shape", "why"),
+    [
+        ((2, 16, 8, 8), "whole vectors"),
+        ((3, 5, 7, 3), "odd"),
+        ((2, 3, 20, 20), "three channels"),
+        ((40, 24, 1, 1), "one pixel"),
+        ((1, 1, 33, 9), "one channel"),
+        ((2, 70, 40, 30), "several blocks"),
+        ((0, 3, 2, 2), "empty"),
+    ],
+)
+def test_bias_grad(
+    shape: tuple[int, ...], why: str, dtype: torch.dtype, channels_last: bool, backend: str
+) -> None:
+    n, k, h, w = shape
+    params = direct_conv_params(n, k, (h, w), dtype, channels_last)
+    dy = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(device_of(backend), dtype)
+    dy = dy.contiguous(memory_format=layout.CHANNELS_LAST if channels_last else layout.CONTIGUOUS)
+    db = torch.full((k,), float("nan"), dtype=dtype, device=dy.device)
+    run("conv_bias_grad", params, dy, db, backend=backend)
+    assert_accurate(db, dy.sum((0, 2, 3)), dy.double().sum((0, 2, 3)), why)
+
+
+def direct_conv_params(
+    n: int, k: int, size: Pair, dtype: torch.dtype, channels_last: bool, padding: int = 0
+) -> Any:
+    """Of a 1x1 convolution with one input channel."""
+    memory_format = layout.CHANNELS_LAST if channels_last else layout.CONTIGUOUS
+    spec = ConvSpec((1, 1), (padding, padding), (1, 1), 1)
+    out = (size[0] + 2 * padding, size[1] + 2 * padding)
+    return conv_params(spec, (n, 1, *size), (k, 1, 1, 1), (n, k, *out), dtype, memory_format, memory_format)
+
+
+@backends
+def test_too_large(backend: str) -> None:
+    """The kernels count along an axis in 32 bits, and say so where that is not enough."""
+    params = direct_conv_params(1, 1, (1, 1), torch.float32, False, padding=2**29)
+    x = torch.zeros(1, device=device_of(backend))
+    with pytest.raises(ValueError, match="beyond what the kernels count in 32 bits"):
+        run("conv", params, x, x, None, x, backend=backend)

@@ -97,7 +97,7 @@ def write_ninja() -> None:
     ninja.rule("module", [*compile_, "-O1", "-c", "$in", "-o", "$out"])
     host = [
         ninja.build(BUILD / f"{source.stem}.o", "module", [source])
-        for source in (HERE / "module.cpp", ROOT / "csrc" / "conv_plan.cpp")
+        for source in (HERE / "module.cpp", *sorted((ROOT / "csrc").glob("conv_plan*.cpp")))
     ]
     kernels = [*sorted((ROOT / "csrc" / "cuda").glob("*.cu")), *sorted(HERE.glob("*.cu"))]
     for mode, (kernel_flags, engine_flags, link_flags) in MODES.items():

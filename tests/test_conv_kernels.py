@@ -171,9 +171,7 @@ def make(case: Conv, dtype: torch.dtype, tf32: bool, channels_last: bool, kernel
     memory_format = layout.CHANNELS_LAST if channels_last else layout.CONTIGUOUS
 
     def random(*shape: int) -> Tensor:
-        t = torch.randn(shape, generator=generator)
-        # Exact in every narrower type, TF32 too, but where the products are to be as exact as fp32's.
-        t = (t if dtype is torch.float32 and not tf32 else t.bfloat16()).to(device, dtype)
+        t = torch.randn(shape, generator=generator).to(device, dtype)
         return t.contiguous(memory_format=memory_format) if len(shape) == 4 else t
 
     x_shape, w_shape, y_shape = case.shapes()
@@ -184,13 +182,22 @@ def make(case: Conv, dtype: torch.dtype, tf32: bool, channels_last: bool, kernel
     return Call(random(*x_shape), random(*w_shape), random(case.k), random(*y_shape), params, memory_format)
 
 
+def to_tf32(t: Tensor) -> Tensor:
+    """fp32, rounded to the 10 bits that TF32 has."""
+    return ((t.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+
+
 def reference(case: Conv, call: Call, dtype: torch.dtype) -> dict[str, Tensor]:
-    """What torch computes in a dtype."""
-    x, w, b = (t.detach().to(dtype).requires_grad_() for t in (call.x, call.w, call.b))
+    """What torch computes in a dtype; in TF32, which it has on GPUs alone, what that would be."""
+    tensors = [t.detach().to(dtype) for t in (call.x, call.w, call.b, call.dy)]
+    if call.params.tf32 and dtype is torch.float32:
+        tensors = [to_tf32(t) for t in tensors]
+    x, w, b = (t.requires_grad_() for t in tensors[:3])
+    dy = tensors[3]
     (top, left), (below, right) = case.padding, case.extra
     padded = F.pad(x, (left, left + right, top, top + below))
     y = F.conv2d(padded, w, b, case.stride, 0, case.dilation, case.groups)
-    dx, dw, db = torch.autograd.grad(y, (x, w, b), call.dy.to(dtype))
+    dx, dw, db = torch.autograd.grad(y, (x, w, b), dy)
     return {"y": y.detach(), "dx": dx, "dw": dw, "db": db}
 
 

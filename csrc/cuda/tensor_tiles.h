@@ -91,13 +91,13 @@ struct Products {
 template <typename P>
 __device__ inline void split(uint32_t& big, uint32_t& small) {
   if constexpr (std::is_same<typename P::T, float>::value) {
-    const float v = __uint_as_float(big);
+    const uint32_t bits = big;
+    big = to_tf32(__uint_as_float(bits));
     if constexpr (P::kThree) {
-      // Cut off, not rounded: the largest numbers stay finite, and what is left has 13 bits.
-      big &= 0xFFFFE000u;
-      small = (big & 0x7F800000u) != 0x7F800000u ? to_tf32(v - __uint_as_float(big)) : 0;
-    } else {
-      big = to_tf32(v);
+      // The largest numbers stay finite: they are cut off. Infinity and NaN have no rest.
+      if (big << 1 == 0xFF000000u) big = bits & 0xFFFFE000u;
+      const bool finite = (big & 0x7F800000u) != 0x7F800000u;
+      small = finite ? to_tf32(__uint_as_float(bits) - __uint_as_float(big)) : 0;
     }
   }
 }
@@ -124,35 +124,27 @@ struct Sums {
     column0 = warp % S::kWarpsN * 8 * S::kN;
   }
 
+  static constexpr int kParts = kStep<T> / kDepth<T>;  // of a step: one mma deep each
+
   // d += a · b over one step.
   template <typename A, typename B>
   __device__ void add(const A& a_tile, const B& b_tile) {
+    if constexpr (P::kThree) {
+      add_three(a_tile, b_tile);
+    } else {
 #pragma unroll
-    for (int step = 0; step < kStep<T> / kDepth<T>; ++step) {
-      uint32_t b[S::kN][2], b_rest[P::kThree ? S::kN : 1][2];
+      for (int part = 0; part < kParts; ++part) {
+        uint32_t b[S::kN][2], none;
 #pragma unroll
-      for (int j = 0; j < S::kN; j += 2) {
-        uint32_t pair[2][2];
-        b_tile.load_b(pair, column0 + 8 * j, step, lane);
+        for (int j = 0; j < S::kN; j += 2) load_b(b_tile, part, j, b, b);
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          b[j + i / 2][i % 2] = pair[i / 2][i % 2];
-          split<P>(b[j + i / 2][i % 2], b_rest[P::kThree ? j + i / 2 : 0][i % 2]);
-        }
-      }
+        for (int i = 0; i < S::kM; ++i) {
+          uint32_t a[4];
+          a_tile.load_a(a, row0 + 16 * i, part, lane);
 #pragma unroll
-      for (int i = 0; i < S::kM; ++i) {
-        uint32_t a[4], a_rest[4];
-        a_tile.load_a(a, row0 + 16 * i, step, lane);
+          for (int r = 0; r < 4; ++r) split<P>(a[r], none);
 #pragma unroll
-        for (int r = 0; r < 4; ++r) split<P>(a[r], a_rest[r]);
-#pragma unroll
-        for (int j = 0; j < S::kN; ++j) {
-          if constexpr (P::kThree) {  // the small ones first
-            mma<T>(d[i][j], a_rest, b[j]);
-            mma<T>(d[i][j], a, b_rest[j]);
-          }
-          mma<T>(d[i][j], a, b[j]);
+          for (int j = 0; j < S::kN; ++j) mma<T>(d[i][j], a, b[j]);
         }
       }
     }
@@ -166,16 +158,20 @@ struct Sums {
                                                           : 0x3F803F80u;
     const uint32_t ones[2] = {one, one};
 #pragma unroll
-    for (int step = 0; step < kStep<T> / kDepth<T>; ++step)
+    for (int i = 0; i < S::kM; ++i) {
+      float some[4] = {};
 #pragma unroll
-      for (int i = 0; i < S::kM; ++i) {
+      for (int part = 0; part < kParts; ++part) {
         uint32_t a[4], a_rest[4];
-        a_tile.load_a(a, row0 + 16 * i, step, lane);
+        a_tile.load_a(a, row0 + 16 * i, part, lane);
 #pragma unroll
         for (int r = 0; r < 4; ++r) split<P>(a[r], a_rest[r]);
-        if constexpr (P::kThree) mma<T>(sums[i], a_rest, ones);
-        mma<T>(sums[i], a, ones);
+        if constexpr (P::kThree) mma<T>(some, a_rest, ones);
+        mma<T>(some, a, ones);
       }
+#pragma unroll
+      for (int r = 0; r < 4; ++r) sums[i][r] += some[r];
+    }
   }
 
   // Calls f(row, column, first, second) for each pair of neighbouring columns that this thread has.
@@ -189,6 +185,55 @@ struct Sums {
         for (int half = 0; half < 2; ++half)
           f(row0 + 16 * i + 8 * half + lane / 4, column0 + 8 * j + lane % 4 * 2, d[i][j][2 * half],
             d[i][j][2 * half + 1]);
+  }
+
+ private:
+  // Columns 8·j … 8·(j + 2) of a part, and what rounding took off.
+  template <typename B>
+  __device__ void load_b(const B& b_tile, int part, int j, uint32_t (*b)[2], uint32_t (*rest)[2]) {
+    uint32_t pair[2][2];
+    b_tile.load_b(pair, column0 + 8 * j, part, lane);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      uint32_t small = 0;
+      split<P>(pair[i / 2][i % 2], small);
+      if constexpr (P::kThree) rest[j + i / 2][i % 2] = small;
+      b[j + i / 2][i % 2] = pair[i / 2][i % 2];
+    }
+  }
+
+  // Three products for one, the small ones first. What a step adds is summed apart: tensor cores cut sums
+  // off where fp32 would round them, and so the long sum is rounded, once for a step.
+  template <typename A, typename B>
+  __device__ void add_three(const A& a_tile, const B& b_tile) {
+    uint32_t b[kParts][S::kN][2], b_rest[kParts][S::kN][2];
+#pragma unroll
+    for (int part = 0; part < kParts; ++part)
+#pragma unroll
+      for (int j = 0; j < S::kN; j += 2) load_b(b_tile, part, j, b[part], b_rest[part]);
+#pragma unroll
+    for (int i = 0; i < S::kM; ++i) {
+      uint32_t a[kParts][4], a_rest[kParts][4];
+#pragma unroll
+      for (int part = 0; part < kParts; ++part) {
+        a_tile.load_a(a[part], row0 + 16 * i, part, lane);
+#pragma unroll
+        for (int r = 0; r < 4; ++r) split<P>(a[part][r], a_rest[part][r]);
+      }
+#pragma unroll
+      for (int j = 0; j < S::kN; ++j) {
+        float some[4] = {};
+#pragma unroll
+        for (int part = 0; part < kParts; ++part) {
+          mma<T>(some, a_rest[part], b[part][j]);
+          mma<T>(some, a[part], b_rest[part][j]);
+        }
+#pragma unroll
+        for (int part = 0; part < kParts; ++part) mma<T>(some, a[part], b[part][j]);
+#pragma unroll
+        for (int r = 0; r < 4; ++r) d[i][j][r] += some[r];
+      }
+    }
   }
 };
 

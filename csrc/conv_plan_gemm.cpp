@@ -57,7 +57,7 @@ int tiles_of(const ConvParams& p, bool weight, bool vectors, GemmTile (&tiles)[3
     tiles[count++] = {64, 64, 32, 16};
   } else {
     if (!three) tiles[count++] = {128, 128, 64, 32};
-    tiles[count++] = three && !vectors ? GemmTile{64, 64, 32, 16} : GemmTile{128, 64, 32, 32};
+    tiles[count++] = three ? GemmTile{64, 64, 32, 16} : GemmTile{128, 64, 32, 32};
     tiles[count++] = {64, 32, 32, 16};
   }
   return count;

@@ -42,7 +42,7 @@ class Kernel:
     registers: int = 0
     shared: int = 0  # bytes, without the dynamic ones
     stack: int = 0  # bytes: spilled registers, and arrays that are not in registers
-    # How often SASS has: 16-byte loads and stores of global memory, accesses to local memory.
+    # How often SASS has each instruction of SASS below.
     sass: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SASS, 0))
 
     @property
@@ -53,6 +53,8 @@ class Kernel:
         """
         if "LoosePack<" in self.arguments:
             return False
+        if "Products<" in self.arguments:  # tensor cores: the last argument says so
+            return self.arguments.endswith("true")
         pack = re.search(r"\bPack<([^>]*)>", self.arguments)
         arguments = re.split(r", (?![^<]*>)", pack.group(1) if pack else self.arguments)
         count = next((i for i, a in enumerate(arguments) if a.isdigit()), len(arguments))
@@ -64,7 +66,10 @@ SASS = {
     "load": r"\bLDG(?:STS)?\.E\.(?:\w+\.)*128\b",  # LDGSTS: asynchronous, to shared memory
     "store": r"\bSTG\.E\.(?:\w+\.)*128\b",
     "local": r"\b(?:LDL|STL)\b",
+    "copy": r"\bLDGSTS\.E\.(?:\w+\.)*128\b",
+    "mma": r"\bHMMA\b",
 }
+_ANY = re.compile("|".join(SASS.values()))
 
 
 def cuobjdump() -> str | None:
@@ -125,7 +130,7 @@ def read(path: Path) -> list[Kernel]:
     assert dump.stdout is not None
     patterns = {what: re.compile(pattern) for what, pattern in SASS.items()}
     for line in dump.stdout:
-        if "LDG" in line or "STG" in line or "LDL" in line or "STL" in line:
+        if _ANY.search(line):
             for what, pattern in patterns.items():
                 found[arch, symbol].sass[what] += bool(pattern.search(line))
         elif match := re.match(r"arch = (\w+)", line):

@@ -27,6 +27,8 @@ VECTOR_ACCESSES = {
     "band_u8_kernel": "load store",
     "bounds_kernel": "",
     "claim_kernel": "",
+    "conv_gemm_kernel": "load store",
+    "conv_gemm_weight_grad_kernel": "load",  # its parts are written by pairs of neighbours
     "direct_conv_kernel": "load",  # what it writes is neighbours of neighbouring threads
     "direct_kernel": "load store",
     "direct_weight_grad_kernel": "load",
@@ -41,6 +43,7 @@ VECTOR_ACCESSES = {
     "nearest_adjoint_kernel": "store",  # rows of planes are read by elements
     "nearest_kernel": "load store",
     "nearest_rows_kernel": "store",
+    "pack_weights_kernel": "",
     "quantise_kernel": "",
     "reduce_channels_kernel": "load",
     "scatter_add_kernel": "load store",
@@ -50,6 +53,11 @@ VECTOR_ACCESSES = {
     "unpool_adjoint_kernel": "",
     "unpool_chunks_kernel": "store",
     "unpool_kernel": "store",
+}
+# What every instantiation on tensor cores has: their instruction, and asynchronous copies of 16 bytes.
+TENSOR_CORES = {
+    "conv_gemm_kernel": "mma copy",
+    "conv_gemm_weight_grad_kernel": "mma",  # of tensors whose channels are not whole vectors, elements
 }
 # 65,536 registers serve at least two blocks of 256 threads on a multiprocessor.
 MOST_REGISTERS = 128
@@ -83,6 +91,14 @@ def test_sixteen_bytes_at_a_time(name: str) -> None:
     vector = [k for k in kernels() if k.name == name and k.is_vector]
     assert bool(vector) == bool(wanted)
     assert [(k, what) for k in vector for what in wanted if k.sass[what] == 0] == []
+
+
+@pytest.mark.parametrize("name", TENSOR_CORES)
+def test_tensor_cores(name: str) -> None:
+    some = [k for k in kernels() if k.name == name]
+    assert some
+    assert [(k, what) for k in some for what in TENSOR_CORES[name].split() if k.sass[what] == 0] == []
+    assert [k for k in some if k.is_vector and k.sass["copy"] == 0] == []
 
 
 def test_table_is_up_to_date() -> None:

@@ -317,10 +317,9 @@ void run_pass(const ConvParams& p, const ConvPlan& plan, bool input_grad, const 
                                                          weights, bias, result, stream);
     };
     // Rows and columns of a tile: 128 × 128, 128 × 64, 64 × 32. Three products for one want more registers:
-    // no 128 × 128 then, and 64 × 64 in place of 128 × 64 where single elements are kept.
+    // 64 × 64 is the largest then.
     const auto with_loads = [&](auto constant) {
-      constexpr bool v = decltype(constant)::value;
-      using Middle = std::conditional_t<P::kThree && !v, Shape<2, 4, 2, 2>, Shape<4, 2, 2, 4>>;
+      using Middle = std::conditional_t<P::kThree, Shape<2, 4, 2, 2>, Shape<4, 2, 2, 4>>;
       if constexpr (!P::kThree)
         if (plan.tile.m == 128 && plan.tile.n == 128) return start(Shape<2, 4, 4, 4>{}, constant);
       if (plan.tile.n >= 64)

@@ -129,22 +129,29 @@ struct Sums {
   // d += a · b over one step.
   template <typename A, typename B>
   __device__ void add(const A& a_tile, const B& b_tile) {
-    if constexpr (P::kThree) {
-      add_three(a_tile, b_tile);
-    } else {
 #pragma unroll
-      for (int part = 0; part < kParts; ++part) {
-        uint32_t b[S::kN][2], none;
+    for (int part = 0; part < kParts; ++part) {
+      uint32_t b[S::kN][2], b_rest[P::kThree ? S::kN : 1][2];
 #pragma unroll
-        for (int j = 0; j < S::kN; j += 2) load_b(b_tile, part, j, b, b);
+      for (int j = 0; j < S::kN; j += 2) {
+        uint32_t pair[2][2];
+        b_tile.load_b(pair, column0 + 8 * j, part, lane);
 #pragma unroll
-        for (int i = 0; i < S::kM; ++i) {
-          uint32_t a[4];
-          a_tile.load_a(a, row0 + 16 * i, part, lane);
+        for (int i = 0; i < 4; ++i) {
+          b[j + i / 2][i % 2] = pair[i / 2][i % 2];
+          split<P>(b[j + i / 2][i % 2], b_rest[P::kThree ? j + i / 2 : 0][i % 2]);
+        }
+      }
 #pragma unroll
-          for (int r = 0; r < 4; ++r) split<P>(a[r], none);
+      for (int i = 0; i < S::kM; ++i) {
+        uint32_t a[4], a_rest[4];
+        load_a(a_tile, i, part, a, a_rest);
 #pragma unroll
-          for (int j = 0; j < S::kN; ++j) mma<T>(d[i][j], a, b[j]);
+        for (int j = 0; j < S::kN; ++j) {
+          if constexpr (P::kThree)
+            add_three(d[i][j], a, a_rest, b[j], b_rest[j]);
+          else
+            mma<T>(d[i][j], a, b[j]);
         }
       }
     }
@@ -158,20 +165,18 @@ struct Sums {
                                                           : 0x3F803F80u;
     const uint32_t ones[2] = {one, one};
 #pragma unroll
-    for (int i = 0; i < S::kM; ++i) {
-      float some[4] = {};
+    for (int part = 0; part < kParts; ++part)
 #pragma unroll
-      for (int part = 0; part < kParts; ++part) {
+      for (int i = 0; i < S::kM; ++i) {
         uint32_t a[4], a_rest[4];
-        a_tile.load_a(a, row0 + 16 * i, part, lane);
-#pragma unroll
-        for (int r = 0; r < 4; ++r) split<P>(a[r], a_rest[r]);
-        if constexpr (P::kThree) mma<T>(some, a_rest, ones);
-        mma<T>(some, a, ones);
+        load_a(a_tile, i, part, a, a_rest);
+        if constexpr (P::kThree) {
+          const uint32_t no_rest[2] = {};
+          add_three(sums[i], a, a_rest, ones, no_rest);
+        } else {
+          mma<T>(sums[i], a, ones);
+        }
       }
-#pragma unroll
-      for (int r = 0; r < 4; ++r) sums[i][r] += some[r];
-    }
   }
 
   // Calls f(row, column, first, second) for each pair of neighbouring columns that this thread has.
@@ -188,52 +193,23 @@ struct Sums {
   }
 
  private:
-  // Columns 8·j … 8·(j + 2) of a part, and what rounding took off.
-  template <typename B>
-  __device__ void load_b(const B& b_tile, int part, int j, uint32_t (*b)[2], uint32_t (*rest)[2]) {
-    uint32_t pair[2][2];
-    b_tile.load_b(pair, column0 + 8 * j, part, lane);
+  template <typename A>
+  __device__ void load_a(const A& a_tile, int i, int part, uint32_t (&a)[4], uint32_t (&rest)[4]) {
+    a_tile.load_a(a, row0 + 16 * i, part, lane);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      uint32_t small = 0;
-      split<P>(pair[i / 2][i % 2], small);
-      if constexpr (P::kThree) rest[j + i / 2][i % 2] = small;
-      b[j + i / 2][i % 2] = pair[i / 2][i % 2];
-    }
+    for (int r = 0; r < 4; ++r) split<P>(a[r], rest[r]);
   }
 
-  // Three products for one, the small ones first. What a step adds is summed apart: tensor cores cut sums
-  // off where fp32 would round them, and so the long sum is rounded, once for a step.
-  template <typename A, typename B>
-  __device__ void add_three(const A& a_tile, const B& b_tile) {
-    uint32_t b[kParts][S::kN][2], b_rest[kParts][S::kN][2];
+  // Three products for one, the small ones first, and summed apart: tensor cores cut sums off where fp32
+  // rounds them, so the long sum is made outside.
+  static __device__ void add_three(float (&to)[4], const uint32_t (&a)[4], const uint32_t (&a_rest)[4],
+                                   const uint32_t (&b)[2], const uint32_t (&b_rest)[2]) {
+    float some[4] = {};
+    mma<T>(some, a_rest, b);
+    mma<T>(some, a, b_rest);
+    mma<T>(some, a, b);
 #pragma unroll
-    for (int part = 0; part < kParts; ++part)
-#pragma unroll
-      for (int j = 0; j < S::kN; j += 2) load_b(b_tile, part, j, b[part], b_rest[part]);
-#pragma unroll
-    for (int i = 0; i < S::kM; ++i) {
-      uint32_t a[kParts][4], a_rest[kParts][4];
-#pragma unroll
-      for (int part = 0; part < kParts; ++part) {
-        a_tile.load_a(a[part], row0 + 16 * i, part, lane);
-#pragma unroll
-        for (int r = 0; r < 4; ++r) split<P>(a[part][r], a_rest[part][r]);
-      }
-#pragma unroll
-      for (int j = 0; j < S::kN; ++j) {
-        float some[4] = {};
-#pragma unroll
-        for (int part = 0; part < kParts; ++part) {
-          mma<T>(some, a_rest[part], b[part][j]);
-          mma<T>(some, a[part], b_rest[part][j]);
-        }
-#pragma unroll
-        for (int part = 0; part < kParts; ++part) mma<T>(some, a[part], b[part][j]);
-#pragma unroll
-        for (int r = 0; r < 4; ++r) d[i][j][r] += some[r];
-      }
-    }
+    for (int r = 0; r < 4; ++r) to[r] += some[r];
   }
 };
 

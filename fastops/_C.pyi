@@ -42,6 +42,58 @@ class PoolParams:
     divisor_override: int
     positions: IndexType
     def __init__(self, **fields: Any) -> None: ...
+class ConvKernel:
+    auto: ClassVar[ConvKernel]
+    direct: ClassVar[ConvKernel]
+    depthwise: ClassVar[ConvKernel]
+    stem: ClassVar[ConvKernel]
+    gemm: ClassVar[ConvKernel]
+    hopper: ClassVar[ConvKernel]
+    __members__: ClassVar[dict[str, ConvKernel]]
+    name: str
+    value: int
+    def __init__(self, value: int) -> None: ...
+    def __int__(self) -> int: ...
+    def __index__(self) -> int: ...
+class ConvPass:
+    forward: ClassVar[ConvPass]
+    input_grad: ClassVar[ConvPass]
+    weight_grad: ClassVar[ConvPass]
+    __members__: ClassVar[dict[str, ConvPass]]
+    name: str
+    value: int
+    def __init__(self, value: int) -> None: ...
+    def __int__(self) -> int: ...
+    def __index__(self) -> int: ...
+class Device:
+    fields: ClassVar[tuple[str, ...]]
+    capability: int
+    multiprocessors: int
+    shared_bytes: int
+    l2_bytes: int
+    clock_hz: float
+    bandwidth: float
+    def __init__(self, **fields: Any) -> None: ...
+class ConvTile:
+    fields: ClassVar[tuple[str, ...]]
+    m: int
+    n: int
+    k: int
+    stages: int
+    def __init__(self, **fields: Any) -> None: ...
+class ConvPlan:
+    fields: ClassVar[tuple[str, ...]]
+    kernel: ConvKernel
+    tile: ConvTile
+    vectors: bool
+    splits: int
+    blocks: int
+    flops: float
+    bytes: float
+    waves: float
+    seconds: float
+    roof: float
+    def __init__(self, **fields: Any) -> None: ...
 class ConvParams:
     fields: ClassVar[tuple[str, ...]]
     dtype: DType
@@ -57,6 +109,9 @@ class ConvParams:
     stride: tuple[int, int, int]
     pad: tuple[int, int, int]
     dilation: tuple[int, int, int]
+    relu: bool
+    tf32: bool
+    kernel_family: ConvKernel
     def __init__(self, **fields: Any) -> None: ...
 class BatchNormParams:
     fields: ClassVar[tuple[str, ...]]
@@ -105,6 +160,8 @@ class InterpolateParams:
     align_corners: bool
     antialias: bool
     def __init__(self, **fields: Any) -> None: ...
+def conv_kernel_serves(kernel: ConvKernel, params: ConvParams, pass_: ConvPass, device: Device) -> bool: ...
+def conv_plan(params: ConvParams, pass_: ConvPass, device: Device) -> fastops._C.ConvPlan: ...
 def set_min_work_per_thread(steps: int) -> None: ...
 def set_openmp_runtime(gomp_parallel: int) -> None: ...
 def usable_isas() -> list[str]: ...
@@ -125,7 +182,7 @@ class _CpuKernels(ModuleType):
     def conv_bias_grad(self, arg0: ConvParams, arg1: int, arg2: int, arg3: int, /) -> None: ...
     def conv_input_grad(self, arg0: ConvParams, arg1: int, arg2: int, arg3: int, arg4: int, arg5: int, arg6: int, /) -> None: ...
     def conv_input_grad_workspace(self, arg0: ConvParams, arg1: int, /) -> int: ...
-    def conv_weight_grad(self, arg0: ConvParams, arg1: int, arg2: int, arg3: int, arg4: int, arg5: int, /) -> None: ...
+    def conv_weight_grad(self, arg0: ConvParams, arg1: int, arg2: int, arg3: int, arg4: int, arg5: int, arg6: int, /) -> None: ...
     def conv_weight_grad_workspace(self, arg0: ConvParams, arg1: int, /) -> int: ...
     def conv_workspace(self, arg0: ConvParams, arg1: int, /) -> int: ...
     def gather(self, arg0: PoolParams, arg1: int, arg2: int, arg3: int, arg4: int, /) -> None: ...

@@ -153,3 +153,14 @@ def allocatable(op: str, shape: tuple[int, ...]) -> tuple[int, ...]:
             f"{op}: the result would have shape {tuple(shape)}, more elements than can be counted"
         )
     return shape
+
+
+ACTIVATIONS = ("relu",)
+
+
+def activation(op: str, value: str | None) -> str | None:
+    """The name of an activation that can be fused, or None."""
+    if value is not None and value not in ACTIVATIONS:
+        known = ", ".join(map(repr, ACTIVATIONS))
+        raise ValueError(f"{op}: activation {value!r} is not supported; supported: None, {known}")
+    return value

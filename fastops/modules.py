@@ -1,5 +1,5 @@
 """Layers: subclasses of torch.nn's own classes that override the forward call, and nothing else; but
-BatchNorm2d has an option more.
+Conv2d and BatchNorm2d have an option more.
 
 So ``isinstance``, ``repr``, ``state_dict``, copying, pickling and parametrisations are torch's.
 """
@@ -11,8 +11,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastops import functional
-from fastops._functional.batch_norm import check_activation
+from fastops import arguments, functional
+from fastops.arguments import IntPair
 
 __all__ = [
     "AdaptiveAvgPool2d",
@@ -28,18 +28,76 @@ __all__ = [
     "UpsamplingNearest2d",
 ]
 
+
+def _fused(layer: Conv2d | BatchNorm2d) -> str:
+    """What repr says of an activation."""
+    return "" if layer.activation is None else f", activation={layer.activation!r}"
+
+
 # ---- convolution --------------------------------------------------------------------------------
 
 
 class Conv2d(nn.Conv2d):
-    """``torch.nn.Conv2d`` on fastops' kernels."""
+    """``torch.nn.Conv2d`` on fastops' kernels; a ReLU may be fused to it.
+
+    activation: None, or "relu" for y = relu(conv2d(input)); ValueError for another. Parameters and
+    ``state_dict`` are torch's, whatever the activation.
+    """
+
+    activation: str | None = None  # of layers that `convert` made of torch's
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: IntPair,
+        stride: IntPair = 1,
+        padding: IntPair | str = 0,
+        dilation: IntPair = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        activation: str | None = None,
+        **more: Any,  # what newer versions of torch know
+    ) -> None:
+        arguments.activation("Conv2d", activation)
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            bias,
+            padding_mode,
+            device,
+            dtype,
+            **more,
+        )
+        self.activation = activation
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         padding = self.padding
         if self.padding_mode != "zeros":
             input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
             padding = 0
-        return functional.conv2d(input, weight, bias, self.stride, padding, self.dilation, self.groups)
+        return functional.conv2d(
+            input,
+            weight,
+            bias,
+            self.stride,
+            padding,
+            self.dilation,
+            self.groups,
+            activation=self.activation,
+        )
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + _fused(self)
 
 
 class ConvTranspose2d(nn.ConvTranspose2d):
@@ -148,7 +206,7 @@ class BatchNorm2d(nn.BatchNorm2d):
         activation: str | None = None,
         **more: Any,  # what newer versions of torch know
     ) -> None:
-        check_activation("BatchNorm2d", activation)
+        arguments.activation("BatchNorm2d", activation)
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, **more)
         self.activation = activation
 
@@ -176,8 +234,7 @@ class BatchNorm2d(nn.BatchNorm2d):
         return y
 
     def extra_repr(self) -> str:
-        fused = "" if self.activation is None else f", activation={self.activation!r}"
-        return super().extra_repr() + fused
+        return super().extra_repr() + _fused(self)
 
 
 # ---- interpolation ------------------------------------------------------------------------------

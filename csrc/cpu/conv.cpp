@@ -354,6 +354,22 @@ void run_typed(const ConvParams& p, bool input_grad, const void* source, const v
   });
 }
 
+// y = max(y, 0), with NaN kept: a pass of its own, since what one of the tasks above leaves of y is seldom
+// contiguous.
+template <typename T>
+void relu_in_place(T* y, int64_t count, int threads) {
+  using A = Acc<T>;
+  constexpr int64_t block = 4096;
+  parallel_for(threads, ceil_div(count, block), block, [&](int64_t task, int) {
+    const int64_t end = imin((task + 1) * block, count);
+    for (int64_t i = task * block; i < end; i += kLanes<A>) {
+      const int64_t lanes = imin(kLanes<A>, end - i);
+      const Vec<A> v = load_first(y + i, lanes);
+      store_first(y + i, v < Vec<A>{} ? Vec<A>{} : v, lanes);
+    }
+  });
+}
+
 int64_t workspace_typed(const ConvParams& p, bool input_grad, int threads) {
   int64_t bytes = 0;
   dispatch_floating(p.dtype, [&](auto type) {
@@ -379,8 +395,15 @@ int64_t conv_input_grad_workspace<kIsa>(const ConvParams& p, int threads) {
 template <>
 void conv<kIsa>(const ConvParams& p, const void* x, const void* w, const void* bias, void* y, void* workspace,
                 int threads) {
-  if (few_channels_per_group(p)) return depthwise_conv<kIsa>(p, false, x, w, bias, y, workspace, threads);
-  run_typed(p, false, x, w, bias, y, workspace, threads);
+  if (few_channels_per_group(p))
+    depthwise_conv<kIsa>(p, false, x, w, bias, y, workspace, threads);
+  else
+    run_typed(p, false, x, w, bias, y, workspace, threads);
+  if (p.relu)
+    dispatch_floating(p.dtype, [&](auto type) {
+      using T = typename decltype(type)::type;
+      relu_in_place(static_cast<T*>(y), p.n * p.k * volume(p.out), threads);
+    });
 }
 
 template <>

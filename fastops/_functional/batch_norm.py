@@ -10,8 +10,6 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 from fastops import arguments
 from fastops.ops import batch_norm as _batch_norm
 
-ACTIVATIONS = ("relu",)
-
 
 def _batch_norm_parameter(op: str, name: str, t: Tensor | None, x: Tensor) -> None:
     """Checks one per-channel argument: a tensor with an element for each channel, on x's device."""
@@ -73,14 +71,6 @@ def _check_residual(op: str, x: Tensor, residual: Tensor) -> None:
             raise RuntimeError(f"{op}: residual has {what} {ours}, expected the input's, {wanted}")
 
 
-def check_activation(op: str, value: str | None) -> str | None:
-    """The name of an activation that can be fused, or None."""
-    if value is not None and value not in ACTIVATIONS:
-        known = ", ".join(map(repr, ACTIVATIONS))
-        raise ValueError(f"{op}: activation {value!r} is not supported; supported: None, {known}")
-    return value
-
-
 def _check_running_statistics(op: str, name: str, t: Tensor | None) -> None:
     if t is None:
         return
@@ -139,7 +129,7 @@ def batch_norm(
     if not isinstance(training, bool):
         raise TypeError(f"{op}(): argument 'training' must be bool, not {type(training).__name__}")
     if activation is not None:
-        check_activation(op, activation)
+        arguments.activation(op, activation)
     if residual is not None:
         _check_residual(op, x, residual)
     if x.dim() == 1 and x.numel() == 0:  # legal in torch: no batch, no channels

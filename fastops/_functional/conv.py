@@ -76,19 +76,27 @@ def conv2d(
     padding: IntPair | str = 0,
     dilation: IntPair = 1,
     groups: int = 1,
+    *,
+    activation: str | None = None,
 ) -> Tensor:
-    """Convolution; ``torch.nn.functional.conv2d``.
+    """Convolution; ``torch.nn.functional.conv2d``, and what often follows it: y = activation(conv2d(input)),
+    rounded once.
 
     input: (N, C, H, W) or (C, H, W). weight: (K, C / groups, R, S). bias: (K) or None. All of one
     floating-point dtype, contiguous or channels_last; sums are in fp32 (fp64 for fp64).
-    padding: numbers, 'valid', or 'same' (stride 1).
-    Returns (N, K, P, Q) or (K, P, Q), channels_last if input or weight is.
+    padding: numbers, 'valid', or 'same' (stride 1). activation: None or "relu", which keeps NaN.
+    Returns (N, K, P, Q) or (K, P, Q), channels_last if input or weight is. On a GPU, fp32 is multiplied in
+    TF32 where torch's switches allow it (``torch.backends.cudnn.conv.fp32_precision``, ``allow_tf32``).
     Raises RuntimeError for shapes, dtypes or devices that do not fit, TypeError for arguments of the
-    wrong type, NotImplementedError for a dtype or device without a kernel.
+    wrong type, ValueError for an unknown activation, NotImplementedError for a dtype or device without a
+    kernel.
     """
     if has_torch_function_variadic(input, weight, bias):
         return handle_torch_function(
-            conv2d, (input, weight, bias), input, weight, bias, stride, padding, dilation, groups
+            conv2d,
+            (input, weight, bias),
+            *(input, weight, bias, stride, padding, dilation, groups),
+            activation=activation,
         )
     op = "conv2d"
     x, added = arguments.batched(op, arguments.tensor(op, "input", input))
@@ -100,7 +108,8 @@ def conv2d(
     kernel = (w.shape[2], w.shape[3])
     spec, both = _conv_spec(kernel, hashable(stride), hashable(padding), hashable(dilation), groups)
     shape = (x.shape[0], w.shape[0], *_conv_size(x.shape, kernel, spec, both))
-    y = call(conv.Conv, x, w, b, spec, shape, conv.result_format(x, w))
+    relu = arguments.activation(op, activation) is not None
+    y = call(conv.Conv, x, w, b, spec, shape, conv.result_format(x, w), relu)
     return y.squeeze(0) if added else y
 
 

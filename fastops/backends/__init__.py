@@ -87,6 +87,17 @@ def choose(op: str, device_type: str) -> Choice:
     return _choose(op, device_type, _forced.get())
 
 
+@lru_cache(maxsize=1024)
+def _has_kernel(op: str, device_type: str, forced: str | None) -> bool:
+    names = [forced] if forced else CANDIDATES.get(device_type, [])
+    return device_type == "meta" or any(BACKENDS[name](op) is not None for name in names)
+
+
+def has_kernel(op: str, device: torch.device) -> bool:
+    """Whether a launch of the raw op on the device's tensors would be served."""
+    return _has_kernel(op, device.type, _forced.get())
+
+
 def launch(op: str, params: Any, *tensors: Tensor | None) -> None:
     """Runs a raw op on tensors that are all on the first one's device."""
     first = tensors[0]

@@ -1,10 +1,11 @@
 """Convolution as a triple of ops, each the gradient of the others.
 
-    y  = Conv(x, w, b)            linear in x and in w
-    dx = ConvInputGrad(dy, w, b)  the transpose of x ↦ Conv(x, w); also the transposed convolution
-    dw = ConvWeightGrad(dy, x)    the transpose of w ↦ Conv(x, w)
+    y      = Conv(x, w, b)            linear in x and in (w, b)
+    dx     = ConvInputGrad(dy, w, b)  the transpose of x ↦ Conv(x, w); also the transposed convolution
+    dw, db = ConvWeightGrad(dy, x)    the transpose of (w, b) ↦ Conv(x, w, b)
 
-Each one's backward applies the other two, so gradients of any order need no further code.
+Each one's backward applies the other two, so gradients of any order need no further code. ConvBackward is
+the latter two at once, for kernels that then read dy once.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fastops import _C
-from fastops.backends import DTYPES, launch
+from fastops.backends import DTYPES, has_kernel, launch
 from fastops.ops import layout
 from fastops.ops.autograd import call
 
@@ -41,8 +42,10 @@ def conv_params(
     dtype: torch.dtype,
     x_format: torch.memory_format,
     w_format: torch.memory_format,
+    tf32: bool = False,
+    relu: bool = False,
 ) -> _C.ConvParams:
-    """The kernels' params for one combination of shapes and layouts."""
+    """The kernels' params for one combination of shapes, layouts and precision."""
     n, c, *in_ = x_shape
     k, _, *kernel = w_shape
     return _C.ConvParams(
@@ -59,7 +62,21 @@ def conv_params(
         stride=(1, *spec.stride),
         pad=(0, *spec.padding),
         dilation=(1, *spec.dilation),
+        tf32=tf32,
+        relu=relu,
     )
+
+
+# torch's switch for the precision of fp32 convolutions on GPUs: torch.backends.cudnn.conv.fp32_precision,
+# of which torch.backends.cudnn.allow_tf32 is the older face; before torch 2.9 there is only that.
+_precision = getattr(torch._C, "_get_fp32_precision_getter", None)
+
+
+def tf32_allowed(x: Tensor) -> bool:
+    """Whether torch would multiply x in TF32."""
+    if x.dtype is not torch.float32 or x.device.type != "cuda":
+        return False
+    return torch._C._get_cudnn_allow_tf32() if _precision is None else _precision("cuda", "conv") == "tf32"
 
 
 def result_format(x: Tensor, w: Tensor) -> torch.memory_format:
@@ -77,8 +94,13 @@ def _tangent(first: Tensor | None, second: Tensor | None, b_t: Tensor | None, sh
     return first + second if first is not None and second is not None else first if second is None else second
 
 
+def _relu_grad(dy: Tensor, y: Tensor) -> Tensor:
+    """dy where y is not 0, as torch's relu has it: with the gradient of NaN."""
+    return torch.ops.aten.threshold_backward(dy, y, 0)
+
+
 class Conv(torch.autograd.Function):
-    """y = x ∗ w + b, of the given shape and layout."""
+    """y = x ∗ w + b, of the given shape and layout; relu: max(y, 0)."""
 
     @staticmethod
     def forward(
@@ -88,44 +110,58 @@ class Conv(torch.autograd.Function):
         spec: ConvSpec,
         shape: Shape,
         memory_format: torch.memory_format,
+        relu: bool = False,
     ) -> Tensor:
         w_format = layout.format_of(w)
         y = layout.empty_like(x, shape, memory_format)
         if y.numel():
-            params = conv_params(spec, x.shape, w.shape, shape, x.dtype, memory_format, w_format)
+            precision = tf32_allowed(x)
+            params = conv_params(
+                spec, x.shape, w.shape, shape, x.dtype, memory_format, w_format, precision, relu
+            )
             bias = None if b is None else layout.dense(b, layout.CONTIGUOUS)
             launch("conv", params, layout.dense(x, memory_format), layout.dense(w, w_format), bias, y)
         return y
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
-        x, w, _, ctx.spec, _, _ = inputs
+        x, w, _, ctx.spec, _, _, ctx.relu = inputs
         ctx.x_shape, ctx.w_shape = x.shape, w.shape
         ctx.x_format, ctx.w_format = layout.format_of(x), layout.format_of(w)
         ctx.shape, ctx.memory_format = output.shape, layout.format_of(output)
         needs_x, needs_w = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
-        ctx.save_for_backward(x if needs_w else None, w if needs_x else None)
-        ctx.save_for_forward(x, w)
+        y = output if ctx.relu else None
+        ctx.save_for_backward(x if needs_w else None, w if needs_x else None, y)
+        ctx.save_for_forward(x, w, y)
 
     @staticmethod
     def jvp(ctx: Any, x_t: Tensor | None, w_t: Tensor | None, b_t: Tensor | None, *_: None) -> Tensor:
-        x, w = ctx.saved_tensors
-        like = ctx.spec, ctx.shape, ctx.memory_format
-        return _tangent(
+        x, w, y = ctx.saved_tensors
+        like = ctx.spec, ctx.shape, ctx.memory_format, False
+        y_t = _tangent(
             None if x_t is None else call(Conv, x_t, w, b_t, *like),
             None if w_t is None else call(Conv, x, w_t, b_t if x_t is None else None, *like),
             b_t,
             ctx.shape,
         )
+        return _relu_grad(y_t, y) if ctx.relu else y_t
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, w = ctx.saved_tensors
-        needs = ctx.needs_input_grad
-        dx = call(ConvInputGrad, dy, w, None, ctx.spec, ctx.x_shape, ctx.x_format) if needs[0] else None
-        dw = call(ConvWeightGrad, dy, x, ctx.spec, ctx.w_shape, ctx.w_format) if needs[1] else None
-        db = call(ConvBiasGrad, dy) if needs[2] else None
-        return dx, dw, db, None, None, None
+        x, w, y = ctx.saved_tensors
+        needs_x, needs_w, needs_b, *_ = ctx.needs_input_grad
+        if ctx.relu:
+            dy = _relu_grad(dy, y)
+        dx = dw = db = None
+        if needs_x and needs_w:
+            dx, dw, db = call(ConvBackward, dy, x, w, ctx.spec, needs_b)
+        elif needs_x:
+            dx = call(ConvInputGrad, dy, w, None, ctx.spec, ctx.x_shape, ctx.x_format)
+        elif needs_w:
+            dw, db = call(ConvWeightGrad, dy, x, ctx.spec, ctx.w_shape, ctx.w_format, needs_b)
+        if needs_b and db is None:
+            db = call(ConvBiasGrad, dy)
+        return dx, dw, db, None, None, None, None
 
 
 class ConvInputGrad(torch.autograd.Function):
@@ -143,7 +179,8 @@ class ConvInputGrad(torch.autograd.Function):
         w_format = layout.format_of(w)
         dx = layout.empty_like(dy, shape, memory_format)
         if dx.numel():
-            params = conv_params(spec, shape, w.shape, dy.shape, dy.dtype, memory_format, w_format)
+            precision = tf32_allowed(dy)
+            params = conv_params(spec, shape, w.shape, dy.shape, dy.dtype, memory_format, w_format, precision)
             bias = None if b is None else layout.dense(b, layout.CONTIGUOUS)
             launch(
                 "conv_input_grad",
@@ -179,55 +216,149 @@ class ConvInputGrad(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         dy, w = ctx.saved_tensors
         needs = ctx.needs_input_grad
-        ddy = call(Conv, g, w, None, ctx.spec, ctx.dy_shape, ctx.dy_format) if needs[0] else None
-        dw = call(ConvWeightGrad, dy, g, ctx.spec, ctx.w_shape, ctx.w_format) if needs[1] else None
-        db = call(ConvBiasGrad, g) if needs[2] else None
+        ddy = dw = db = None
+        if needs[0]:
+            ddy = call(Conv, g, w, None, ctx.spec, ctx.dy_shape, ctx.dy_format, False)
+        if needs[1]:
+            dw, _ = call(ConvWeightGrad, dy, g, ctx.spec, ctx.w_shape, ctx.w_format, False)
+        if needs[2]:
+            db = call(ConvBiasGrad, g)
         return ddy, dw, db, None, None, None
 
 
 class ConvWeightGrad(torch.autograd.Function):
-    """dw of the given shape and layout from dy and x."""
+    """(dw, db) from dy and x: dw of the given shape and layout, db if wanted, else None."""
 
     @staticmethod
     def forward(
-        dy: Tensor, x: Tensor, spec: ConvSpec, shape: Shape, memory_format: torch.memory_format
-    ) -> Tensor:
+        dy: Tensor,
+        x: Tensor,
+        spec: ConvSpec,
+        shape: Shape,
+        memory_format: torch.memory_format,
+        with_bias: bool,
+    ) -> tuple[Tensor, Tensor | None]:
         x_format = layout.format_of(x)
         dw = layout.empty_like(x, shape, memory_format)
+        db = dy.new_empty(dy.shape[1]) if with_bias else None
         if dw.numel():
-            params = conv_params(spec, x.shape, shape, dy.shape, x.dtype, x_format, memory_format)
-            launch(
-                "conv_weight_grad", params, layout.dense(dy, x_format), layout.dense(x, x_format), dw, None
-            )
-        return dw
+            precision = tf32_allowed(x)
+            params = conv_params(spec, x.shape, shape, dy.shape, x.dtype, x_format, memory_format, precision)
+            launch("conv_weight_grad", params, layout.dense(dy, x_format), layout.dense(x, x_format), dw, db)
+        elif db is not None:
+            db.copy_(ConvBiasGrad.forward(dy))
+        return dw, db
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
-        dy, x, ctx.spec, ctx.shape, ctx.memory_format = inputs
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        dy, x, ctx.spec, ctx.shape, ctx.memory_format, _ = inputs
         ctx.dy_shape, ctx.x_shape = dy.shape, x.shape
         ctx.dy_format, ctx.x_format = layout.format_of(dy), layout.format_of(x)
+        ctx.set_materialize_grads(False)
         needs_dy, needs_x = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
         ctx.save_for_backward(dy if needs_x else None, x if needs_dy else None)
         ctx.save_for_forward(dy, x)
 
     @staticmethod
-    def jvp(ctx: Any, dy_t: Tensor | None, x_t: Tensor | None, *_: None) -> Tensor:
+    def jvp(ctx: Any, dy_t: Tensor | None, x_t: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         dy, x = ctx.saved_tensors
         like = ctx.spec, ctx.shape, ctx.memory_format
-        return _tangent(
-            None if dy_t is None else call(ConvWeightGrad, dy_t, x, *like),
-            None if x_t is None else call(ConvWeightGrad, dy, x_t, *like),
-            None,
-            ctx.shape,
-        )
+        dw_t, db_t = _NONE if dy_t is None else call(ConvWeightGrad, dy_t, x, *like, True)
+        if x_t is not None:
+            dw_t = _sum(dw_t, call(ConvWeightGrad, dy, x_t, *like, False)[0])
+        return dw_t, db_t
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, g: Tensor | None, g_b: Tensor | None) -> tuple[Tensor | None, ...]:
         dy, x = ctx.saved_tensors
         needs = ctx.needs_input_grad
-        ddy = call(Conv, x, g, None, ctx.spec, ctx.dy_shape, ctx.dy_format) if needs[0] else None
-        dx = call(ConvInputGrad, dy, g, None, ctx.spec, ctx.x_shape, ctx.x_format) if needs[1] else None
-        return ddy, dx, None, None, None
+        ddy = _conv_or_bias(x, g, g_b, ctx.spec, ctx.dy_shape, ctx.dy_format) if needs[0] else None
+        dx = None
+        if needs[1] and g is not None:
+            dx = call(ConvInputGrad, dy, g, None, ctx.spec, ctx.x_shape, ctx.x_format)
+        return ddy, dx, None, None, None, None
+
+
+_NONE = (None, None)
+
+
+def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    """Of the terms that there are."""
+    return a + b if a is not None and b is not None else a if b is None else b
+
+
+def _conv_or_bias(
+    x: Tensor,
+    w: Tensor | None,
+    b: Tensor | None,
+    spec: ConvSpec,
+    shape: Shape,
+    memory_format: torch.memory_format,
+) -> Tensor | None:
+    """x ∗ w + b, of the terms that there are."""
+    if w is not None:
+        return call(Conv, x, w, b, spec, shape, memory_format, False)
+    return None if b is None else call(ConvBiasExpand, b, shape)
+
+
+class ConvBackward(torch.autograd.Function):
+    """(dx, dw, db) from dy, x and w, in the layouts of x and w; db if wanted, else None."""
+
+    @staticmethod
+    def forward(
+        dy: Tensor, x: Tensor, w: Tensor, spec: ConvSpec, with_bias: bool
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        x_format, w_format = layout.format_of(x), layout.format_of(w)
+        if not (dy.numel() and has_kernel("conv_backward", dy.device)):
+            dx = ConvInputGrad.forward(dy, w, None, spec, x.shape, x_format)
+            return dx, *ConvWeightGrad.forward(dy, x, spec, w.shape, w_format, with_bias)
+        dx = layout.empty_like(dy, x.shape, x_format)
+        dw = layout.empty_like(dy, w.shape, w_format)
+        db = dy.new_empty(dy.shape[1]) if with_bias else None
+        precision = tf32_allowed(dy)
+        params = conv_params(spec, x.shape, w.shape, dy.shape, dy.dtype, x_format, w_format, precision)
+        dense = layout.dense(dy, x_format), layout.dense(x, x_format), layout.dense(w, w_format)
+        launch("conv_backward", params, *dense, dx, dw, db)
+        return dx, dw, db
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        dy, x, w, ctx.spec, _ = inputs
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(dy, x, w)
+        ctx.save_for_forward(dy, x, w)
+
+    @staticmethod
+    def jvp(
+        ctx: Any, dy_t: Tensor | None, x_t: Tensor | None, w_t: Tensor | None, *_: None
+    ) -> tuple[Tensor | None, ...]:
+        dy, x, w = ctx.saved_tensors
+        dx_t = dw_t = db_t = None
+        if dy_t is not None:
+            dx_t, dw_t, db_t = call(ConvBackward, dy_t, x, w, ctx.spec, True)
+        if x_t is not None:
+            like_w = ctx.spec, w.shape, layout.format_of(w), False
+            dw_t = _sum(dw_t, call(ConvWeightGrad, dy, x_t, *like_w)[0])
+        if w_t is not None:
+            dx_t = _sum(dx_t, call(ConvInputGrad, dy, w_t, None, ctx.spec, x.shape, layout.format_of(x)))
+        return dx_t, dw_t, db_t
+
+    @staticmethod
+    def backward(
+        ctx: Any, g_x: Tensor | None, g_w: Tensor | None, g_b: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        dy, x, w = ctx.saved_tensors
+        needs = ctx.needs_input_grad
+        like_dy = ctx.spec, dy.shape, layout.format_of(dy)
+        ddy = dx = dw = None
+        if needs[0]:
+            of_x = None if g_x is None else call(Conv, g_x, w, None, *like_dy, False)
+            ddy = _sum(_conv_or_bias(x, g_w, g_b, *like_dy), of_x)
+        if needs[1] and g_w is not None:
+            dx = call(ConvInputGrad, dy, g_w, None, ctx.spec, x.shape, layout.format_of(x))
+        if needs[2] and g_x is not None:
+            dw, _ = call(ConvWeightGrad, dy, g_x, ctx.spec, w.shape, layout.format_of(w), False)
+        return ddy, dx, dw, None, None
 
 
 class ConvBiasGrad(torch.autograd.Function):

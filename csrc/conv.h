@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "device.h"
 #include "geometry.h"
 #include "isa.h"
 #include "types.h"
@@ -62,6 +63,9 @@ void conv_bias_grad(const ConvParams& p, const void* dy, void* db, int threads);
 }  // namespace cpu
 
 namespace cuda {
+
+// The current GPU, as plans see it.
+Device device();
 
 // The same on a GPU, with the workspace that each wants.
 int64_t conv_workspace(const ConvParams& p);

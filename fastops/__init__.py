@@ -23,8 +23,9 @@ except ImportError as _error:
         ) from _error
 else:
     from fastops import functional
-    from fastops.backends import backend, explain
+    from fastops.backends import backend
     from fastops.convert import ConversionReport, convert, revert
+    from fastops.explain import explain
     from fastops.modules import *  # noqa: F403
     from fastops.modules import __all__ as _modules
 

@@ -190,15 +190,13 @@ def to_tf32(t: Tensor) -> Tensor:
 def reference(case: Conv, call: Call, dtype: torch.dtype) -> dict[str, Tensor]:
     """What torch computes in a dtype; in TF32, which it has on GPUs alone, what that would be."""
     tensors = [t.detach().to(dtype) for t in (call.x, call.w, call.b, call.dy)]
-    if call.params.tf32 and dtype is torch.float32:
-        tensors = [to_tf32(t) for t in tensors]
-    x, w, b = (t.requires_grad_() for t in tensors[:3])
-    dy = tensors[3]
+    rounded = [to_tf32(t) if call.params.tf32 and dtype is torch.float32 else t for t in tensors]
+    x, w, b, dy = rounded[0].requires_grad_(), rounded[1].requires_grad_(), tensors[2], rounded[3]
     (top, left), (below, right) = case.padding, case.extra
     padded = F.pad(x, (left, left + right, top, top + below))
     y = F.conv2d(padded, w, b, case.stride, 0, case.dilation, case.groups)
-    dx, dw, db = torch.autograd.grad(y, (x, w, b), dy)
-    return {"y": y.detach(), "dx": dx, "dw": dw, "db": db}
+    dx, dw = torch.autograd.grad(y, (x, w), dy)
+    return {"y": y.detach(), "dx": dx, "dw": dw, "db": tensors[3].sum((0, 2, 3))}
 
 
 def run(op: str, params: Any, *tensors: Tensor | None, backend: str) -> None:

@@ -25,6 +25,7 @@ inline void bind(pybind11::module_ m) {
   m.attr("max_unpool_reports") = true;
   kernel(m, "max_unpool_adjoint", max_unpool_adjoint);
   m.def("max_unpool_adjoint_workspace", max_unpool_workspace);
+  m.def("device", device);
   kernel(m, "conv", conv);
   m.def("conv_workspace", conv_workspace);
   kernel(m, "conv_input_grad", conv_input_grad);

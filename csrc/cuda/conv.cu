@@ -57,6 +57,8 @@ void finish_weight_grad(const ConvParams& p, int64_t splits, const void* partial
   });
 }
 
+Device device() { return current_device(); }
+
 int64_t conv_workspace(const ConvParams& p) { return workspace_of(p, ConvPass::kForward); }
 int64_t conv_input_grad_workspace(const ConvParams& p) { return workspace_of(p, ConvPass::kInputGrad); }
 int64_t conv_weight_grad_workspace(const ConvParams& p) { return workspace_of(p, ConvPass::kWeightGrad); }

@@ -158,7 +158,7 @@ __device__ void store_tile(const T* staged, T* result, const GemmArgs& a, const 
 }
 
 template <typename P, typename S, bool vectors>
-__global__ void __launch_bounds__(S::kThreadsOf, 2)
+__global__ void __launch_bounds__(S::kThreadsOf, 512 / S::kThreadsOf)
     conv_gemm_kernel(const __grid_constant__ GemmArgs a, const typename P::T* source,
                      const typename P::T* weights, const typename P::T* bias, typename P::T* result) {
   using T = typename P::T;
@@ -234,7 +234,7 @@ __global__ void __launch_bounds__(S::kThreadsOf, 2)
     wait_for_copies<kStages - 2>();
     __syncthreads();  // the step's tiles are there; all have done with those before it
     copy(step + kStages - 1);
-    sums.add(row_tile_of(step % kStages), column_tile_of(step % kStages));
+    sums.add(step, row_tile_of(step % kStages), column_tile_of(step % kStages));
     if constexpr (!vectors)
       if (step + 1 < steps) rows.put(row_tile_of((step + 1) % kStages));
   }

@@ -144,7 +144,7 @@ constexpr int stage_bytes() {
 }
 
 template <typename P, typename S, bool vectors>
-__global__ void __launch_bounds__(S::kThreadsOf, 2)
+__global__ void __launch_bounds__(S::kThreadsOf, 512 / S::kThreadsOf)
     conv_gemm_weight_grad_kernel(const __grid_constant__ WeightGemmArgs a, const typename P::T* dy,
                                  const typename P::T* x, float* partials, float* bias_partials) {
   using T = typename P::T;
@@ -180,7 +180,7 @@ __global__ void __launch_bounds__(S::kThreadsOf, 2)
   }
 
   Sums<P, S> sums;
-  float ones[S::kM][4] = {};
+  RowSums<T, S> bias_sums;
   const bool with_bias = bias_partials && column0 == 0 && sums.column0 == 0;
 #pragma unroll
   for (int step = 0; step < kStages - 1; ++step) copy(step);
@@ -189,8 +189,8 @@ __global__ void __launch_bounds__(S::kThreadsOf, 2)
     wait_for_copies<kStages - 2>();
     __syncthreads();
     copy(step + kStages - 1);
-    sums.add(a_tile(step % kStages), b_tile(step % kStages));
-    if (with_bias) sums.add_rows(ones, a_tile(step % kStages));
+    sums.add(step, a_tile(step % kStages), b_tile(step % kStages));
+    if (with_bias) bias_sums.add(step, a_tile(step % kStages), sums.row0, sums.lane);
     if (step + 1 < steps) operands.put(a_tile((step + 1) % kStages), b_tile((step + 1) % kStages));
   }
   wait_for_copies<0>();
@@ -205,13 +205,14 @@ __global__ void __launch_bounds__(S::kThreadsOf, 2)
     if (c < a.c) at[0] = first;
     if (c + 1 < a.c) at[1] = second;
   });
-  if (with_bias && sums.lane % 4 == 0) {  // each column of the product has the sums
+  if (with_bias) {
 #pragma unroll
     for (int i = 0; i < S::kM; ++i)
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const int row = row0 + sums.row0 + 16 * i + 8 * half + sums.lane / 4;
-        if (row < a.k) bias_partials[part * a.all_k + group * a.k + row] = ones[i][2 * half];
+        const float sum = bias_sums.total(i, half);
+        if (row < a.k && sums.lane % 4 == 0) bias_partials[part * a.all_k + group * a.k + row] = sum;
       }
   }
 }

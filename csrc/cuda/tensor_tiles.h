@@ -87,17 +87,17 @@ struct Products {
   static constexpr bool kThree = three;
 };
 
-// A register of an operand, as mma takes it; and what rounding took off.
-template <typename P>
-__device__ inline void split(uint32_t& big, uint32_t& small) {
-  if constexpr (std::is_same<typename P::T, float>::value) {
+// A register of an operand, as mma takes it; and, with_rest, what rounding took off.
+template <typename T, bool with_rest>
+__device__ inline void split(uint32_t& big, uint32_t& rest) {
+  rest = 0;
+  if constexpr (std::is_same<T, float>::value) {
     const uint32_t bits = big;
     big = to_tf32(__uint_as_float(bits));
-    if constexpr (P::kThree) {
+    if constexpr (with_rest) {
       // The largest numbers stay finite: they are cut off. Infinity and NaN have no rest.
       if (big << 1 == 0xFF000000u) big = bits & 0xFFFFE000u;
-      const bool finite = (big & 0x7F800000u) != 0x7F800000u;
-      small = finite ? to_tf32(__uint_as_float(bits) - __uint_as_float(big)) : 0;
+      if ((big & 0x7F800000u) != 0x7F800000u) rest = to_tf32(__uint_as_float(bits) - __uint_as_float(big));
     }
   }
 }
@@ -110,11 +110,26 @@ struct Shape {
   static constexpr int kRows = kWarpsM * 16 * kM, kColumns = kWarpsN * 8 * kN;
 };
 
+template <typename T>
+constexpr int kParts = kStep<T> / kDepth<T>;  // of a step: one mma deep each
+
+// Long sums in fp32 are made in two stages: of kFold steps, and of those. A sum of 4,096 products, in steps
+// of 16, then has 16 terms, of 16 steps' each, where one chain would have 256: the error is a third.
+constexpr int kFold = 16;
+__device__ inline void add_to(float (&sums)[4], const float (&some)[4]) {
+#pragma unroll
+  for (int r = 0; r < 4; ++r) sums[r] += some[r];
+}
+__device__ inline void fold(float (&before)[4], float (&now)[4]) {
+  add_to(before, now);
+#pragma unroll
+  for (int r = 0; r < 4; ++r) now[r] = 0;
+}
+
 // This thread's part of the block's product.
 template <typename P, typename S>
 struct Sums {
   using T = typename P::T;
-  float d[S::kM][S::kN][4] = {};
   int lane, row0, column0;  // of this warp
 
   __device__ Sums() {
@@ -124,13 +139,11 @@ struct Sums {
     column0 = warp % S::kWarpsN * 8 * S::kN;
   }
 
-  static constexpr int kParts = kStep<T> / kDepth<T>;  // of a step: one mma deep each
-
-  // d += a · b over one step.
+  // The product += a · b over the step of that number.
   template <typename A, typename B>
-  __device__ void add(const A& a_tile, const B& b_tile) {
+  __device__ void add(int step, const A& a_tile, const B& b_tile) {
 #pragma unroll
-    for (int part = 0; part < kParts; ++part) {
+    for (int part = 0; part < kParts<T>; ++part) {
       uint32_t b[S::kN][2], b_rest[P::kThree ? S::kN : 1][2];
 #pragma unroll
       for (int j = 0; j < S::kN; j += 2) {
@@ -139,43 +152,36 @@ struct Sums {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           b[j + i / 2][i % 2] = pair[i / 2][i % 2];
-          split<P>(b[j + i / 2][i % 2], b_rest[P::kThree ? j + i / 2 : 0][i % 2]);
+          split<T, P::kThree>(b[j + i / 2][i % 2], b_rest[P::kThree ? j + i / 2 : 0][i % 2]);
         }
       }
 #pragma unroll
       for (int i = 0; i < S::kM; ++i) {
         uint32_t a[4], a_rest[4];
-        load_a(a_tile, i, part, a, a_rest);
+        a_tile.load_a(a, row0 + 16 * i, part, lane);
+#pragma unroll
+        for (int r = 0; r < 4; ++r) split<T, P::kThree>(a[r], a_rest[r]);
 #pragma unroll
         for (int j = 0; j < S::kN; ++j) {
-          if constexpr (P::kThree)
-            add_three(d[i][j], a, a_rest, b[j], b_rest[j]);
-          else
+          if constexpr (P::kThree) {
+            // The small ones first, and summed apart: tensor cores cut sums off where fp32 rounds them.
+            float some[4] = {};
+            mma<T>(some, a_rest, b[j]);
+            mma<T>(some, a, b_rest[j]);
+            mma<T>(some, a, b[j]);
+            add_to(d[i][j], some);
+          } else {
             mma<T>(d[i][j], a, b[j]);
+          }
         }
       }
     }
-  }
-
-  // sums[row] += Σ a over the step: a product with ones.
-  template <typename A>
-  __device__ void add_rows(float (&sums)[S::kM][4], const A& a_tile) {
-    const uint32_t one = sizeof(T) == 4                   ? 0x3F800000u
-                         : std::is_same<T, __half>::value ? 0x3C003C00u
-                                                          : 0x3F803F80u;
-    const uint32_t ones[2] = {one, one};
+    if constexpr (P::kThree)
+      if (step % kFold == kFold - 1) {
 #pragma unroll
-    for (int part = 0; part < kParts; ++part)
+        for (int i = 0; i < S::kM; ++i)
 #pragma unroll
-      for (int i = 0; i < S::kM; ++i) {
-        uint32_t a[4], a_rest[4];
-        load_a(a_tile, i, part, a, a_rest);
-        if constexpr (P::kThree) {
-          const uint32_t no_rest[2] = {};
-          add_three(sums[i], a, a_rest, ones, no_rest);
-        } else {
-          mma<T>(sums[i], a, ones);
-        }
+          for (int j = 0; j < S::kN; ++j) fold(before[i][j], d[i][j]);
       }
   }
 
@@ -185,32 +191,63 @@ struct Sums {
 #pragma unroll
     for (int i = 0; i < S::kM; ++i)
 #pragma unroll
-      for (int j = 0; j < S::kN; ++j)
+      for (int j = 0; j < S::kN; ++j) {
+        if constexpr (P::kThree) fold(before[i][j], d[i][j]);
+        const float (&sums)[4] = P::kThree ? before[P::kThree ? i : 0][P::kThree ? j : 0] : d[i][j];
 #pragma unroll
         for (int half = 0; half < 2; ++half)
-          f(row0 + 16 * i + 8 * half + lane / 4, column0 + 8 * j + lane % 4 * 2, d[i][j][2 * half],
-            d[i][j][2 * half + 1]);
+          f(row0 + 16 * i + 8 * half + lane / 4, column0 + 8 * j + lane % 4 * 2, sums[2 * half],
+            sums[2 * half + 1]);
+      }
   }
 
  private:
+  float d[S::kM][S::kN][4] = {};
+  float before[P::kThree ? S::kM : 1][P::kThree ? S::kN : 1][4] = {};
+};
+
+// Σ over k of the rows of a: of 16-bit elements by a product with ones; of fp32, of which TF32 has only some
+// bits, by plain additions, each thread of what it holds.
+template <typename T, typename S>
+struct RowSums {
   template <typename A>
-  __device__ void load_a(const A& a_tile, int i, int part, uint32_t (&a)[4], uint32_t (&rest)[4]) {
-    a_tile.load_a(a, row0 + 16 * i, part, lane);
+  __device__ void add(int step, const A& a_tile, int row0, int lane) {
+    const uint32_t one = std::is_same<T, __half>::value ? 0x3C003C00u : 0x3F803F80u;
+    const uint32_t ones[2] = {one, one};
+#pragma unroll 1
+    for (int part = 0; part < kParts<T>; ++part)  // not at once, or registers would be short
 #pragma unroll
-    for (int r = 0; r < 4; ++r) split<P>(a[r], rest[r]);
+      for (int i = 0; i < S::kM; ++i) {
+        uint32_t a[4];
+        a_tile.load_a(a, row0 + 16 * i, part, lane);
+        if constexpr (kPlain) {
+#pragma unroll
+          for (int half = 0; half < 2; ++half)
+            now[i][half] += __uint_as_float(a[half]) + __uint_as_float(a[half + 2]);
+        } else {
+          mma<T>(now[i], a, ones);
+        }
+      }
+    if constexpr (kPlain)
+      if (step % kFold == kFold - 1) {
+#pragma unroll
+        for (int i = 0; i < 2 * S::kM; ++i) before[i / 2][i % 2] += now[i / 2][i % 2], now[i / 2][i % 2] = 0;
+      }
+  }
+  // Of row 16 · i + 8 · half + lane / 4, for each of its four lanes; the whole warp calls it.
+  __device__ float total(int i, int half) const {
+    if constexpr (kPlain) {
+      float sum = before[i][half] + now[i][half];
+      sum += __shfl_xor_sync(~0u, sum, 1);
+      return sum + __shfl_xor_sync(~0u, sum, 2);
+    } else {
+      return now[i][2 * half];
+    }
   }
 
-  // Three products for one, the small ones first, and summed apart: tensor cores cut sums off where fp32
-  // rounds them, so the long sum is made outside.
-  static __device__ void add_three(float (&to)[4], const uint32_t (&a)[4], const uint32_t (&a_rest)[4],
-                                   const uint32_t (&b)[2], const uint32_t (&b_rest)[2]) {
-    float some[4] = {};
-    mma<T>(some, a_rest, b);
-    mma<T>(some, a, b_rest);
-    mma<T>(some, a, b);
-#pragma unroll
-    for (int r = 0; r < 4; ++r) to[r] += some[r];
-  }
+ private:
+  static constexpr bool kPlain = sizeof(T) == 4;
+  float now[S::kM][kPlain ? 2 : 4] = {}, before[kPlain ? S::kM : 1][2] = {};
 };
 
 }  // namespace

@@ -43,6 +43,8 @@ BACKENDS: dict[str, Callable[[str], Launcher | None]] = {
     "cpu": native.cpu_launcher,
     "cuda": native.cuda_launcher,
 }
+# The backend that notes what would be launched, on tensors without data: fastops/explain.py.
+RECORDER = "recorder"
 # Those whose max pooling can say where maxima are in a byte: the number of the tap inside its window.
 NUMBERS_TAPS = {"cuda"}
 # Which backends may serve a device type, best first.
@@ -67,7 +69,7 @@ def backend(name: str) -> Iterator[None]:
 
 @lru_cache(maxsize=1024)
 def _choose(op: str, device_type: str, forced: str | None) -> Choice:
-    if device_type == "meta":
+    if device_type == "meta" and forced != RECORDER:
         return Choice("meta", "meta tensors hold no data", None)
     names = [forced] if forced else CANDIDATES.get(device_type, [])
     for name in names:
@@ -105,9 +107,3 @@ def launch(op: str, params: Any, *tensors: Tensor | None) -> None:
     launcher = _choose(op, first.device.type, _forced.get()).launcher
     if launcher is not None:
         launcher(params, *tensors)
-
-
-def explain(op: str, device: str | torch.device = "cpu") -> str:
-    """A sentence: which kernel serves the raw op on the device, and why."""
-    choice = choose(op, torch.device(device).type)
-    return f"{op} on {device}: {choice.backend} ({choice.reason})"

@@ -72,11 +72,14 @@ def conv_params(
 _precision = getattr(torch._C, "_get_fp32_precision_getter", None)
 
 
+def tf32_switch() -> bool:
+    """Whether torch multiplies fp32 in TF32, on GPUs."""
+    return torch._C._get_cudnn_allow_tf32() if _precision is None else _precision("cuda", "conv") == "tf32"
+
+
 def tf32_allowed(x: Tensor) -> bool:
     """Whether torch would multiply x in TF32."""
-    if x.dtype is not torch.float32 or x.device.type != "cuda":
-        return False
-    return torch._C._get_cudnn_allow_tf32() if _precision is None else _precision("cuda", "conv") == "tf32"
+    return x.dtype is torch.float32 and x.device.type == "cuda" and tf32_switch()
 
 
 def result_format(x: Tensor, w: Tensor) -> torch.memory_format:

@@ -237,6 +237,8 @@ void bind_cpu(py::module_ m) {
   m.def("conv_input_grad_workspace", cpu::conv_input_grad_workspace<isa>);
   kernel(m, "conv_weight_grad", cpu::conv_weight_grad<isa>);
   m.def("conv_weight_grad_workspace", cpu::conv_weight_grad_workspace<isa>);
+  kernel(m, "conv_backward", cpu::conv_backward<isa>);
+  m.def("conv_backward_workspace", cpu::conv_backward_workspace<isa>);
   kernel(m, "conv_bias_grad", cpu::conv_bias_grad<isa>);
 
   kernel(m, "avg_pool", cpu::avg_pool<isa>);

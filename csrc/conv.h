@@ -43,6 +43,8 @@ template <Isa>
 int64_t conv_input_grad_workspace(const ConvParams& p, int threads);
 template <Isa>
 int64_t conv_weight_grad_workspace(const ConvParams& p, int threads);
+template <Isa>
+int64_t conv_backward_workspace(const ConvParams& p, int threads);
 
 // y = x ∗ w + bias. bias: (k), or null.
 template <Isa>
@@ -56,6 +58,10 @@ void conv_input_grad(const ConvParams& p, const void* dy, const void* w, const v
 template <Isa>
 void conv_weight_grad(const ConvParams& p, const void* dy, const void* x, void* dw, void* db, void* workspace,
                       int threads);
+// dx, dw and db (or null) at once.
+template <Isa>
+void conv_backward(const ConvParams& p, const void* dy, const void* x, const void* w, void* dx, void* dw,
+                   void* db, void* workspace, int threads);
 // db[k] = Σ dy over the batch and all positions.
 template <Isa>
 void conv_bias_grad(const ConvParams& p, const void* dy, void* db, int threads);
@@ -80,7 +86,7 @@ void conv_input_grad(const ConvParams& p, const void* dy, const void* w, const v
                      void* workspace, void* stream);
 void conv_weight_grad(const ConvParams& p, const void* dy, const void* x, void* dw, void* db, void* workspace,
                       void* stream);
-// Both gradients (and db, or null) at once: depthwise kernels then read dy once.
+// Depthwise kernels read dy once here.
 void conv_backward(const ConvParams& p, const void* dy, const void* x, const void* w, void* dx, void* dw,
                    void* db, void* workspace, void* stream);
 void conv_bias_grad(const ConvParams& p, const void* dy, void* db, void* workspace, void* stream);

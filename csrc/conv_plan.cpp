@@ -20,9 +20,8 @@ double bytes_of(const ConvParams& p) {
 // The least time: at the ceilings of the device's best unit for the dtype.
 double roof_seconds(const ConvParams& p, const Device& device) {
   const Rates rate = rates(device);
-  const double per_clock = p.dtype == DType::kF64              ? rate.fp64
-                           : p.dtype == DType::kF32 && !p.tf32 ? rate.fp32
-                                                               : rate.tensor_async / tensor_cost(p);
+  const double tensor = rate.tensor_async / tensor_cost(p);
+  const double per_clock = p.dtype == DType::kF64 ? rate.fp64 : std::max(rate.fp32, tensor);
   const double compute =
       flops_of(p) / (per_clock * static_cast<double>(device.multiprocessors) * device.clock_hz);
   const double memory = bytes_of(p) / device.bandwidth;

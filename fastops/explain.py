@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fastops import _C
-from fastops.backends import BACKENDS, RECORDER, backend, choose, has_kernel
+from fastops.backends import choose, recorded
 from fastops.ops import layout
 from fastops.ops.conv import tf32_switch
 
@@ -59,45 +58,21 @@ PASSES = {
     "conv_backward": (_C.ConvPass.input_grad, _C.ConvPass.weight_grad),
 }
 
-# What is called instead of a raw op by a backend that has it not.
-PARTS = {"conv_backward": ("conv_input_grad", "conv_weight_grad")}
-
-_recorded: ContextVar[list[tuple[str, Any]] | None] = ContextVar("fastops_recorded", default=None)
-
-
-def _recorder(op: str) -> Any:
-    """A launcher that computes nothing, and notes the call."""
-
-    def note(params: Any, *_: Tensor | None) -> None:
-        calls = _recorded.get()
-        assert calls is not None
-        calls.append((op, params))
-
-    return note
-
-
-BACKENDS[RECORDER] = _recorder
-
 
 def raw_ops(module: nn.Module, x: Tensor, *, gradients: bool = True) -> list[tuple[str, Any]]:
     """The raw ops that module(x) and, unless told otherwise, its backward pass launch, each with its params.
 
     Nothing is computed: the module runs on tensors without data, as it is (training or evaluation).
     """
-    calls: list[tuple[str, Any]] = []
     state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     meta = {
         name: t.detach().to("meta").requires_grad_(gradients and t.requires_grad) for name, t in state.items()
     }
     like_x = torch.empty_like(x, device="meta").requires_grad_(gradients and x.is_floating_point())
-    token = _recorded.set(calls)
-    try:
-        with backend(RECORDER), torch.set_grad_enabled(gradients):
-            y = torch.func.functional_call(module, meta, (like_x,))
-            if gradients and isinstance(y, Tensor) and y.requires_grad:
-                y.backward(torch.empty_like(y))
-    finally:
-        _recorded.reset(token)
+    with recorded() as calls, torch.set_grad_enabled(gradients):
+        y = torch.func.functional_call(module, meta, (like_x,))
+        if isinstance(y, Tensor) and y.requires_grad:
+            y.backward(torch.empty_like(y))
     return calls
 
 
@@ -151,13 +126,10 @@ def explain(
     kind = "channels_last" if layout.format_of(x) is layout.CHANNELS_LAST else "contiguous"
     lines = [f"{type(what).__name__} of {tuple(x.shape)}, {x.dtype}, {kind}, on {gpu or where}"]
     for op, params in raw_ops(what, x):
-        whole = gpu is not None or op not in PARTS or has_kernel(op, where)
-        for name in (op,) if whole else PARTS[op]:
-            choice = None if gpu else choose(name, where.type)
-            lines.append(f"  {name}" + (f": {choice.backend} ({choice.reason})" if choice else ""))
+        choice = None if gpu else choose(op, where.type)
+        lines.append(f"  {op}" + (f": {choice.backend} ({choice.reason})" if choice else ""))
         if on is not None and op in PASSES:
-            params = _with_precision(params)
-            for name, plan in conv_plans(op, params, on):
+            for name, plan in conv_plans(op, _with_precision(params), on):
                 lines.append(f"    {name}: {plan_line(plan)}")
     if len(lines) == 1:
         lines.append("  no kernels of fastops: convert the layers first, or construct fastops' own")

@@ -377,5 +377,17 @@ void conv_weight_grad<kIsa>(const ConvParams& p, const void* dy, const void* x, 
   });
 }
 
+template <>
+int64_t conv_backward_workspace<kIsa>(const ConvParams& p, int threads) {
+  return imax(conv_input_grad_workspace<kIsa>(p, threads), conv_weight_grad_workspace<kIsa>(p, threads));
+}
+
+template <>
+void conv_backward<kIsa>(const ConvParams& p, const void* dy, const void* x, const void* w, void* dx,
+                         void* dw, void* db, void* workspace, int threads) {
+  conv_input_grad<kIsa>(p, dy, w, nullptr, dx, workspace, threads);
+  conv_weight_grad<kIsa>(p, dy, x, dw, db, workspace, threads);
+}
+
 }  // namespace cpu
 }  // namespace fastops

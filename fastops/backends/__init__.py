@@ -43,8 +43,6 @@ BACKENDS: dict[str, Callable[[str], Launcher | None]] = {
     "cpu": native.cpu_launcher,
     "cuda": native.cuda_launcher,
 }
-# The backend that notes what would be launched, on tensors without data: fastops/explain.py.
-RECORDER = "recorder"
 # Those whose max pooling can say where maxima are in a byte: the number of the tap inside its window.
 NUMBERS_TAPS = {"cuda"}
 # Which backends may serve a device type, best first.
@@ -67,9 +65,30 @@ def backend(name: str) -> Iterator[None]:
         _forced.reset(token)
 
 
+_RECORDER = "recorder"
+_recorded: ContextVar[list[tuple[str, Any]]] = ContextVar("fastops_recorded")
+
+
+@contextmanager
+def recorded() -> Iterator[list[tuple[str, Any]]]:
+    """Within this context nothing is computed, on whatever tensors; the list gets the raw op and the params
+    of each launch."""
+    calls: list[tuple[str, Any]] = []
+    tokens = _recorded.set(calls), _forced.set(_RECORDER)
+    try:
+        yield calls
+    finally:
+        _recorded.reset(tokens[0])
+        _forced.reset(tokens[1])
+
+
 @lru_cache(maxsize=1024)
 def _choose(op: str, device_type: str, forced: str | None) -> Choice:
-    if device_type == "meta" and forced != RECORDER:
+    if forced == _RECORDER:
+        return Choice(
+            _RECORDER, "nothing is computed", lambda params, *_: _recorded.get().append((op, params))
+        )
+    if device_type == "meta":
         return Choice("meta", "meta tensors hold no data", None)
     names = [forced] if forced else CANDIDATES.get(device_type, [])
     for name in names:
@@ -87,17 +106,6 @@ def _choose(op: str, device_type: str, forced: str | None) -> Choice:
 def choose(op: str, device_type: str) -> Choice:
     """Which backend serves a raw op on a device type ('cpu', 'cuda', 'meta'), and why."""
     return _choose(op, device_type, _forced.get())
-
-
-@lru_cache(maxsize=1024)
-def _has_kernel(op: str, device_type: str, forced: str | None) -> bool:
-    names = [forced] if forced else CANDIDATES.get(device_type, [])
-    return device_type == "meta" or any(BACKENDS[name](op) is not None for name in names)
-
-
-def has_kernel(op: str, device: torch.device) -> bool:
-    """Whether a launch of the raw op on the device's tensors would be served."""
-    return _has_kernel(op, device.type, _forced.get())
 
 
 def launch(op: str, params: Any, *tensors: Tensor | None) -> None:

@@ -113,8 +113,8 @@ def table() -> Iterator[str]:
     yield ""
     yield (
         "For an H200, by the model of `csrc/conv_cost.h`: the kernels, their tile (rows × columns × products "
-        "a step, × stages of tiles in shared memory), the parts of the weight gradient's sum, and the time at "
-        "the device's ceilings over the plan's time. These are predictions by which plans are chosen, not "
+        "a step, × stages of tiles in shared memory), the parts of the weight gradient's sum, and the time "
+        "at the device's ceilings over the plan's time. These are predictions by which plans are chosen, not "
         "measurements. In bf16 where nothing else is said. Written by `python -m tests.conv_plans`, checked "
         'by `tests/test_conv_plans.py`; `fastops.explain(layer, x, gpu="H200")` says the same of any layer.'
     )

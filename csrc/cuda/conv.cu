@@ -70,6 +70,8 @@ void conv(const ConvParams& p, const void* x, const void* w, const void* bias, v
   switch (chosen.kernel) {
     case ConvKernel::kDirect:
       return direct_conv(p, chosen, x, w, bias, y, stream);
+    case ConvKernel::kDepthwise:
+      return depthwise_conv(p, chosen, x, w, bias, y, stream);
     case ConvKernel::kGemm:
       return gemm_conv(p, chosen, x, w, bias, y, workspace, stream);
     default:
@@ -83,6 +85,8 @@ void conv_input_grad(const ConvParams& p, const void* dy, const void* w, const v
   switch (chosen.kernel) {
     case ConvKernel::kDirect:
       return direct_input_grad(p, chosen, dy, w, bias, dx, stream);
+    case ConvKernel::kDepthwise:
+      return depthwise_input_grad(p, chosen, dy, w, bias, dx, stream);
     case ConvKernel::kGemm:
       return gemm_input_grad(p, chosen, dy, w, bias, dx, workspace, stream);
     default:
@@ -96,6 +100,9 @@ void conv_weight_grad(const ConvParams& p, const void* dy, const void* x, void* 
   switch (chosen.kernel) {
     case ConvKernel::kDirect:
       direct_weight_grad(p, chosen, dy, x, workspace, db != nullptr, stream);
+      break;
+    case ConvKernel::kDepthwise:
+      depthwise_weight_grad(p, chosen, dy, x, workspace, db != nullptr, stream);
       break;
     case ConvKernel::kGemm:
       gemm_weight_grad(p, chosen, dy, x, workspace, db != nullptr, stream);

@@ -33,7 +33,8 @@ ConvPlan depthwise_plan(const ConvParams& p, ConvPass pass, const Device& device
   ConvPlan plan;
   plan.kernel = ConvKernel::kDepthwise;
   const bool weight = pass == ConvPass::kWeightGrad, input_grad = pass == ConvPass::kInputGrad;
-  const int64_t bytes = element_bytes(p.dtype), run = depthwise_run(bytes == 8 ? 8 : 4);
+  const int64_t bytes = element_bytes(p.dtype),
+                run = depthwise_run(bytes == 8 ? 8 : 4, depthwise_step(p, input_grad));
   plan.vectors = depthwise_vectors(p);
   const int64_t width = plan.vectors ? depthwise_width(static_cast<int>(bytes)) : 1;
   const DepthwiseLanes lanes(p.channels_last, input_grad ? p.c : p.k, width, bytes);
@@ -66,8 +67,7 @@ ConvPlan depthwise_plan(const ConvParams& p, ConvPass pass, const Device& device
   const double across = static_cast<double>(p.channels_last ? p.kernel.h : p.kernel.w) /
                         static_cast<double>(input_grad ? (p.channels_last ? phases_h : phases_w) : 1);
   const int64_t stride = p.channels_last ? p.stride.w : p.stride.h;
-  const int64_t dilation = p.channels_last ? p.dilation.w : p.dilation.h;
-  const bool slides = dilation == 1 && (input_grad || stride <= 2);
+  const bool slides = depthwise_step(p, input_grad) > 0;
   const double r = static_cast<double>(run), v = static_cast<double>(width);
   const double step = input_grad ? 1 : static_cast<double>(stride);
   const double segments = std::ceil(along / 7);

@@ -12,8 +12,17 @@
 namespace fastops {
 
 constexpr int kDepthwiseThreads = 128;
-// Results of a run: 8, or 4 in fp64, whose sums take as many registers.
-constexpr int depthwise_run(int bytes_of_sum) { return bytes_of_sum == 8 ? 4 : 8; }
+// Which step along the source a kernel is compiled for, where taps are neighbours: 1, 2, or 0: any. In the
+// input gradient every phase has step 1.
+inline int depthwise_step(const ConvParams& p, bool input_grad) {
+  const int64_t stride = p.channels_last ? p.stride.w : p.stride.h;
+  const int64_t dilation = p.channels_last ? p.dilation.w : p.dilation.h;
+  if (input_grad) return dilation == gcd(stride, dilation) ? 1 : 0;
+  return dilation == 1 && stride <= 2 ? static_cast<int>(stride) : 0;
+}
+// Results of a run: 8; 4 in fp64, whose sums take as many registers, and at step 2, where they come from as
+// many inputs.
+constexpr int depthwise_run(int bytes_of_sum, int step) { return bytes_of_sum == 8 || step == 2 ? 4 : 8; }
 // Channels of a vector: four, in fp64 two. With 8 of 16 bits, sums and weights would take twice the registers
 // for the same number of products per load, and leave a run half as long.
 constexpr int depthwise_width(int bytes) { return bytes == 8 ? 2 : 4; }

@@ -61,8 +61,9 @@ template <typename T, int width, int most, int step, bool planes>
 __global__ void __launch_bounds__(kDepthwiseThreads, 4)
     depthwise_kernel(DepthwiseArgs a, const T* source, const T* w, const T* bias, T* result) {
   using A = Acc<T>;
-  constexpr int run = kRun<T>;
-  using Weights = A[planes ? 1 : kSegments<A>][most][planes ? 1 : kPitch];
+  constexpr int run = kRun<T, step>;
+  constexpr int at_once = planes ? 1 : kSegments<A>, pitch = planes ? 1 : kPitch;
+  using Weights = A[at_once][most][pitch];
   FASTOPS_SHARED(weights, Weights);
   const int t = threadIdx.x;
   const unsigned tiles = static_cast<unsigned>(a.channel_tiles);
@@ -78,7 +79,6 @@ __global__ void __launch_bounds__(kDepthwiseThreads, 4)
   const int64_t runs = a.n * along.runs * across.grid * (planes ? a.channels : 1);
   const int row_segments = (along.taps + most - 1) / most;
   const int segments = a.terms * across.taps * row_segments;
-  const int to_next = along.tap_step * a.tap_along;
 
   for (int rep = 0; rep < a.reps; ++rep) {
     const int64_t index = (int64_t{group} * a.reps + rep) * slots + slot;
@@ -90,25 +90,29 @@ __global__ void __launch_bounds__(kDepthwiseThreads, 4)
       channel = plane.inner;
     }
     const bool exists = index < runs && channel < a.channels;
-    const int from_channel = a.input_grad ? channel * a.multiplier : a.by_multiplier(channel);
     const int row0 = exists ? at.across * across.step + across.off0 : kNowhere;
     const int column0 = at.along * along.step + along.off0;
+    const T* const plane = source + at.image * a.source_n +
+                           (a.input_grad ? channel * a.multiplier : a.by_multiplier(channel)) * a.source_c;
+    T* const to = result + at.image * a.result_n + channel * a.result_c +
+                  (across.out0 + at.across * across.out_step) * a.result_across +
+                  (along.out0 + at.along * along.out_step) * int64_t{a.result_along};
+    const int count = exists ? along.grid - at.along : 0;
     A sums[run][width] = {};
     int term = 0, row = 0, first = 0;  // of the segment
     for (int segment = 0; segment < segments; ++segment) {
       if constexpr (!planes) {
-        if (segment % kSegments<A> == 0 && (rep == 0 || segments > kSegments<A>)) {
+        if (segment % at_once == 0 && (rep == 0 || segments > at_once)) {
           // A warp has the taps of a channel, as they lie in memory; other warps other channels.
           __syncthreads();
-          const int left = segments - segment;
-          const int count = (left < kSegments<A> ? left : kSegments<A>)*most;
-          for (int i = t % 32; i < count; i += 32) {
+          const int left = segments - segment, taps_at_once = (left < at_once ? left : at_once) * most;
+          for (int i = t % 32; i < taps_at_once; i += 32) {
             const int number = segment + i / most, of_row = number / row_segments;
             const int s = (number - of_row * row_segments) * most + i % most;
             const int of_term = across.by_taps(of_row), r = of_row - of_term * across.taps;
             if (s >= along.taps) continue;
-            const int tap =
-                (across.tap0 + r * across.tap_step) * a.tap_across + along.tap0 * a.tap_along + s * to_next;
+            const int tap = (across.tap0 + r * across.tap_step) * a.tap_across +
+                            (along.tap0 + s * along.tap_step) * a.tap_along;
             for (int c = t / 32; c < a.lanes * width; c += kDepthwiseThreads / 32) {
               const int64_t filter = int64_t{first_channel + c} * a.terms + of_term;
               if (first_channel + c < a.channels)
@@ -121,21 +125,21 @@ __global__ void __launch_bounds__(kDepthwiseThreads, 4)
       const int source_row = row0 + row * across.off_step;
       if (within(source_row, across.source)) {
         const int column = column0 + first * along.off_step;
-        const T* const from = source + at.image * a.source_n + (from_channel + term) * a.source_c +
-                              source_row * a.source_across + column * a.source_along;
+        const T* const from =
+            plane + term * a.source_c + source_row * a.source_across + int64_t{column} * a.source_along;
         const auto get = [&](int j, A(&x)[width]) {
-          load<T, width>(x, from + j * a.source_along, within(column + j, along.source));
+          load<T, width>(x, along_line(from, j, a.source_along), within(column + j, along.source));
         };
-        const int tap =
-            (across.tap0 + row * across.tap_step) * a.tap_across + along.tap0 * a.tap_along + first * to_next;
-        const auto weight = [&](int s, A(&to)[width]) {
+        const auto weight = [&](int s, A(&of_tap)[width]) {
           if constexpr (planes) {
-            to[0] = to_acc(w[(int64_t{channel} * a.terms + term) * a.taps + tap + s * to_next]);
+            const int tap = (across.tap0 + row * across.tap_step) * a.tap_across +
+                            (along.tap0 + (first + s) * along.tap_step) * a.tap_along;
+            of_tap[0] = to_acc(w[(int64_t{channel} * a.terms + term) * a.taps + tap]);
           } else {
             const auto& pack =
-                *reinterpret_cast<const Pack<A, width>*>(&weights[segment % kSegments<A>][s][lane * width]);
+                *reinterpret_cast<const Pack<A, width>*>(&weights[segment % at_once][s][lane * width]);
 #pragma unroll
-            for (int u = 0; u < width; ++u) to[u] = pack.v[u];
+            for (int u = 0; u < width; ++u) of_tap[u] = pack.v[u];
           }
         };
         const int taps = along.taps - first < most ? along.taps - first : most;
@@ -161,18 +165,15 @@ __global__ void __launch_bounds__(kDepthwiseThreads, 4)
       }
     }
 
-    if (!exists) continue;
+    if (count <= 0) continue;
     A add[width] = {};
     if (bias != nullptr) {
 #pragma unroll
       for (int u = 0; u < width; ++u) add[u] = to_acc(bias[channel + u]);
     }
-    T* const to = result + at.image * a.result_n + channel * a.result_c +
-                  (across.out0 + at.across * across.out_step) * a.result_across +
-                  (along.out0 + at.along * along.out_step) * a.result_along;
 #pragma unroll
     for (int i = 0; i < run; ++i) {
-      if (at.along + i >= along.grid) break;
+      if (i >= count) break;
       Pack<T, width> pack;
 #pragma unroll
       for (int u = 0; u < width; ++u) {
@@ -180,7 +181,7 @@ __global__ void __launch_bounds__(kDepthwiseThreads, 4)
         if (a.relu && v < 0) v = 0;
         pack.v[u] = from_acc<T>(v);
       }
-      *reinterpret_cast<Pack<T, width>*>(to + i * along.out_step * a.result_along) = pack;
+      *reinterpret_cast<Pack<T, width>*>(along_line(to, i * along.out_step, a.result_along)) = pack;
     }
   }
 }
@@ -188,49 +189,42 @@ __global__ void __launch_bounds__(kDepthwiseThreads, 4)
 void run_depthwise(const char* name, const ConvParams& p, bool input_grad, const void* source, const void* w,
                    const void* bias, void* result, void* stream) {
   check_extents(p);
+  const int sliding = depthwise_step(p, input_grad);
   dispatch_floating(p.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    DepthwiseArgs args(p, input_grad, kRun<T>);
+    DepthwiseArgs args(p, input_grad, depthwise_run(sizeof(Acc<T>), sliding));
+    int taps = 0;
+    for (int i = 0; i < args.phases_along; ++i) taps = args.along[i].taps > taps ? args.along[i].taps : taps;
     dispatch_depthwise<T>(p, address(source) | address(result), [&](auto channels, auto layout) {
       constexpr int width = decltype(channels)::value;
       constexpr bool planes = decltype(layout)::value;
       const DepthwiseLanes lanes(!planes, args.channels, width, sizeof(T));
+      args.lanes = static_cast<int>(lanes.lanes);
+      args.channel_tiles = planes ? 1 : static_cast<int>(lanes.tiles);
       // The first phase has the most results.
       const int64_t runs = p.n * args.along[0].runs * args.across[0].grid * (planes ? args.channels : 1);
       const int64_t groups = ceil_div(runs, lanes.slots());
-      const int64_t tiles = planes ? 1 : lanes.tiles * args.phases_along * args.phases_across;
-      // Weights in shared memory serve a block several times, where that leaves enough of them.
-      if (!planes) args.reps = static_cast<int>(depthwise_reps(groups * tiles, current_device()));
-      args.lanes = static_cast<int>(lanes.lanes);
-      args.channel_tiles = planes ? 1 : static_cast<int>(lanes.tiles);
-      const int64_t blocks =
-          ceil_div(groups, args.reps) * args.channel_tiles * args.phases_along * args.phases_across;
+      const int64_t each = int64_t{args.channel_tiles} * args.phases_along * args.phases_across;
+      // Weights in shared memory serve a block several times.
+      if (!planes) args.reps = static_cast<int>(depthwise_reps(groups * each, current_device()));
+      const int64_t blocks = ceil_div(groups, args.reps) * each;
       if (blocks >= int64_t{1} << 31)
         throw std::invalid_argument("fastops: convolution: the tensor is too large");
-      int taps = 0;
-      for (int i = 0; i < args.phases_along; ++i)
-        taps = args.along[i].taps > taps ? args.along[i].taps : taps;
       const auto start = [&](auto most, auto step) {
         launch(name, depthwise_kernel<T, width, decltype(most)::value, decltype(step)::value, planes>,
                static_cast<unsigned>(blocks), kDepthwiseThreads, 0, stream, args,
                static_cast<const T*>(source), static_cast<const T*>(w), static_cast<const T*>(bias),
                static_cast<T*>(result));
       };
-      const auto with_step = [&](auto most) {
-        switch (step_of(args)) {
-          case 1:
-            return start(most, Width<1>());
-          case 2:
-            return start(most, Width<2>());
-          default:
-            return start(Width<3>(), Width<0>());
-        }
-      };
-      // Kernels of 3 need fewer registers.
-      if (taps <= 3)
-        with_step(Width<3>());
-      else
-        with_step(Width<7>());
+      dispatch_step(sliding, [&](auto step) {
+        // With 3 taps fewer registers are needed. Where taps share no inputs, nothing is to be known of them.
+        if constexpr (decltype(step)::value == 0)
+          start(Width<3>(), step);
+        else if (taps <= 3)
+          start(Width<3>(), step);
+        else
+          start(Width<7>(), step);
+      });
     });
   });
 }

@@ -12,8 +12,8 @@ namespace {
 
 constexpr int kMostPhases = 4;  // of a stride, per axis (depthwise_serves)
 
-template <typename T>
-constexpr int kRun = depthwise_run(sizeof(Acc<T>));
+template <typename T, int step>
+constexpr int kRun = depthwise_run(sizeof(Acc<T>), step);
 
 // geometry.h's TapAxis in 32 bits, turned round where its offsets go down: off_step > 0. And the runs that
 // its grid is cut into.
@@ -59,8 +59,9 @@ struct DepthwiseArgs {
   int channel_tiles = 1, lanes = 1;
   int reps = 1;  // times that a block takes runs
   Divider<int32_t> by_channels, by_multiplier;
-  int64_t source_n, source_c, source_along, source_across;
-  int64_t result_n, result_c, result_along, result_across;
+  int64_t source_n, source_c, source_across;
+  int64_t result_n, result_c, result_across;
+  int source_along, result_along;
   int taps, tap_along, tap_across;  // of a filter; how far they are apart in it
   bool input_grad, relu;
 
@@ -79,9 +80,9 @@ struct DepthwiseArgs {
     const Strides source(p.channels_last, gradient ? p.k : p.c, gradient ? p.out : p.in);
     const Strides result(p.channels_last, gradient ? p.c : p.k, gradient ? p.in : p.out);
     source_n = source.n, source_c = source.c, result_n = result.n, result_c = result.c;
-    source_along = p.channels_last ? source.w : source.h;
+    source_along = static_cast<int>(p.channels_last ? source.w : source.h);
     source_across = p.channels_last ? source.h : source.w;
-    result_along = p.channels_last ? result.w : result.h;
+    result_along = static_cast<int>(p.channels_last ? result.w : result.h);
     result_across = p.channels_last ? result.h : result.w;
     const auto fill = [&](DepthwiseAxis(&axes)[kMostPhases], int64_t in, int64_t out, int64_t kernel,
                           int64_t stride, int64_t pad, int64_t dilation) {
@@ -142,10 +143,21 @@ __device__ __forceinline__ void load(Acc<T> (&to)[width], const T* from, bool ex
   for (int u = 0; u < width; ++u) to[u] = to_acc(pack.v[u]);
 }
 
-// Which step along the source a kernel is compiled for, where taps are neighbours: 1, 2, or 0, any.
-inline int step_of(const DepthwiseArgs& a) {
-  const DepthwiseAxis& axis = a.along[0];
-  return axis.off_step == 1 && (axis.step == 1 || axis.step == 2) ? axis.step : 0;
+// The i-th element along a line.
+template <typename T>
+__device__ __forceinline__ T* along_line(T* line, int i, int stride) {
+  return line + int64_t{i} * stride;
+}
+
+// Calls f(step) with a constant.
+template <typename F>
+void dispatch_step(int step, F f) {
+  if (step == 1)
+    f(Width<1>());
+  else if (step == 2)
+    f(Width<2>());
+  else
+    f(Width<0>());
 }
 
 // Calls f(width, planes) with constants: the channels of a thread, and the layout.

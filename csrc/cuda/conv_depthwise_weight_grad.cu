@@ -20,7 +20,7 @@ __global__ void __launch_bounds__(kDepthwiseThreads, 4)
     depthwise_weight_grad_kernel(DepthwiseArgs a, int row_units, int units, int64_t share, const T* dy,
                                  const T* x, Acc<T>* partials, Acc<T>* bias_partials) {
   using A = Acc<T>;
-  constexpr int run = kRun<T>, count = rows * taps;
+  constexpr int run = kRun<T, step>, count = rows * taps;
   const DepthwiseAxis& along = a.along[0];
   const DepthwiseAxis& across = a.across[0];
   const unsigned outer = blockIdx.x / static_cast<unsigned>(units);
@@ -41,36 +41,40 @@ __global__ void __launch_bounds__(kDepthwiseThreads, 4)
   for (int64_t index = split * share + slot; index < end && channel < a.channels;
        index += kDepthwiseThreads / a.lanes) {
     const RunPlace at = run_at<planes, run>(along, across, index);
-    A of_dy[run][width];
     const T* const dy_run = dy + at.image * a.result_n + channel * a.result_c + at.across * a.result_across +
-                            at.along * a.result_along;
-#pragma unroll
-    for (int i = 0; i < run; ++i)
-      load<T, width>(of_dy[i], dy_run + i * a.result_along, at.along + i < along.grid);
-    if (with_bias) {
-#pragma unroll
-      for (int u = 0; u < width; ++u) {
-        A some = 0;
-#pragma unroll
-        for (int i = 0; i < run; ++i) some += of_dy[i][u];
-        sums[count][u] += some;
-      }
-    }
+                            int64_t{at.along} * a.result_along;
+    const T* const plane = x + at.image * a.source_n + from_channel * a.source_c;
     const int column = at.along * along.step + along.off0 + tap0 * along.off_step;
-#pragma unroll
-    for (int r = 0; r < rows; ++r) {
+    const auto row_of = [&](int r) {
       const int row = at.across * across.step + across.off0 + (row0 + r) * across.off_step;
-      if (!within(row, across.source) || row0 + r >= across.taps) continue;
-      const T* const from = x + at.image * a.source_n + from_channel * a.source_c + row * a.source_across +
-                            column * a.source_along;
-      const auto get = [&](int j, A(&to)[width]) {
-        load<T, width>(to, from + j * a.source_along, within(column + j, along.source));
-      };
-      if constexpr (step > 0) {
+      return row0 + r < across.taps ? row : kNowhere;
+    };
+    const auto get = [&](int row, int j, A(&to)[width]) {
+      const T* const line = plane + row * a.source_across + int64_t{column} * a.source_along;
+      load<T, width>(to, along_line(line, j, a.source_along), within(column + j, along.source));
+    };
+    if constexpr (step > 0) {
+      A of_dy[run][width];
+#pragma unroll
+      for (int i = 0; i < run; ++i)
+        load<T, width>(of_dy[i], along_line(dy_run, i, a.result_along), at.along + i < along.grid);
+      if (with_bias) {
+#pragma unroll
+        for (int u = 0; u < width; ++u) {
+          A some = 0;
+#pragma unroll
+          for (int i = 0; i < run; ++i) some += of_dy[i][u];
+          sums[count][u] += some;
+        }
+      }
+#pragma unroll
+      for (int r = 0; r < rows; ++r) {
+        const int row = row_of(r);
+        if (!within(row, across.source)) continue;
 #pragma unroll
         for (int j = 0; j < (run - 1) * step + taps; ++j) {
           A one[width];
-          get(j, one);
+          get(row, j, one);
 #pragma unroll
           for (int i = 0; i < run; ++i) {
             const int s = j - i * step;
@@ -80,17 +84,29 @@ __global__ void __launch_bounds__(kDepthwiseThreads, 4)
               sums[r * taps + s][u] = multiply_add(one[u], of_dy[i][u], sums[r * taps + s][u]);
           }
         }
-      } else {
+      }
+    } else {
+#pragma unroll 1
+      for (int i = 0; i < run && at.along + i < along.grid; ++i) {
+        A of_dy[width];
+        load<T, width>(of_dy, along_line(dy_run, i, a.result_along), true);
+        if (with_bias) {
 #pragma unroll
-        for (int s = 0; s < taps; ++s)
+          for (int u = 0; u < width; ++u) sums[count][u] += of_dy[u];
+        }
 #pragma unroll
-          for (int i = 0; i < run; ++i) {
+        for (int r = 0; r < rows; ++r) {
+          const int row = row_of(r);
+          if (!within(row, across.source)) continue;
+#pragma unroll
+          for (int s = 0; s < taps; ++s) {
             A one[width];
-            get(i * along.step + s * along.off_step, one);
+            get(row, i * along.step + s * along.off_step, one);
 #pragma unroll
             for (int u = 0; u < width; ++u)
-              sums[r * taps + s][u] = multiply_add(one[u], of_dy[i][u], sums[r * taps + s][u]);
+              sums[r * taps + s][u] = multiply_add(one[u], of_dy[u], sums[r * taps + s][u]);
           }
+        }
       }
     }
   }
@@ -114,10 +130,11 @@ void depthwise_weight_grad(const ConvParams& p, const ConvPlan& plan, const void
                            void* partials, bool with_bias, void* stream) {
   check_extents(p);
   void* const bias_partials = with_bias ? WeightPartials(p, plan.splits).bias_part(partials) : nullptr;
+  const int sliding = depthwise_step(p, false);
   dispatch_floating(p.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     using A = Acc<T>;
-    DepthwiseArgs args(p, false, kRun<T>);
+    DepthwiseArgs args(p, false, depthwise_run(sizeof(A), sliding));
     dispatch_depthwise<T>(p, address(x) | address(dy), [&](auto channels, auto layout) {
       constexpr int width = decltype(channels)::value;
       constexpr bool planes = decltype(layout)::value;
@@ -129,31 +146,23 @@ void depthwise_weight_grad(const ConvParams& p, const ConvPlan& plan, const void
       const int64_t blocks = taps.units * lanes.tiles * plan.splits;
       if (blocks >= int64_t{1} << 31)
         throw std::invalid_argument("fastops: convolution: the tensor is too large");
-      const auto start = [&](auto rows, auto along, auto step) {
-        launch("conv_weight_grad",
-               depthwise_weight_grad_kernel<T, width, decltype(rows)::value, decltype(along)::value,
-                                            decltype(step)::value, planes>,
-               static_cast<unsigned>(blocks), kDepthwiseThreads, 0, stream, args,
-               static_cast<int>(ceil_div(args.along[0].taps, taps.along)), static_cast<int>(taps.units),
-               ceil_div(runs, plan.splits), static_cast<const T*>(dy), static_cast<const T*>(x),
-               static_cast<A*>(partials), static_cast<A*>(bias_partials));
-      };
-      const auto with_step = [&](auto rows, auto along) {
-        switch (step_of(args)) {
-          case 1:
-            return start(rows, along, Width<1>());
-          case 2:
-            return start(rows, along, Width<2>());
-          default:
-            return start(rows, along, Width<0>());
-        }
-      };
-      if (taps.along == 3)
-        with_step(Width<3>(), Width<3>());
-      else if (taps.along == 5)
-        with_step(Width<1>(), Width<5>());
-      else
-        with_step(Width<1>(), Width<7>());
+      dispatch_step(sliding, [&](auto step) {
+        const auto start = [&](auto rows, auto along) {
+          launch("conv_weight_grad",
+                 depthwise_weight_grad_kernel<T, width, decltype(rows)::value, decltype(along)::value,
+                                              decltype(step)::value, planes>,
+                 static_cast<unsigned>(blocks), kDepthwiseThreads, 0, stream, args,
+                 static_cast<int>(ceil_div(args.along[0].taps, taps.along)), static_cast<int>(taps.units),
+                 ceil_div(runs, plan.splits), static_cast<const T*>(dy), static_cast<const T*>(x),
+                 static_cast<A*>(partials), static_cast<A*>(bias_partials));
+        };
+        if (taps.along == 3)
+          start(Width<3>(), Width<3>());
+        else if (taps.along == 5)
+          start(Width<1>(), Width<5>());
+        else
+          start(Width<1>(), Width<7>());
+      });
     });
   });
 }

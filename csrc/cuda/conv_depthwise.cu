@@ -63,7 +63,9 @@ __global__ void __launch_bounds__(kDepthwiseThreads, 4)
   using A = Acc<T>;
   constexpr int run = kRun<T, step>;
   constexpr int at_once = planes ? 1 : kSegments<A>, pitch = planes ? 1 : kPitch;
-  using Weights = A[at_once][most][pitch];
+  struct alignas(16) Weights {
+    A v[at_once][most][pitch];
+  };
   FASTOPS_SHARED(weights, Weights);
   const int t = threadIdx.x;
   const unsigned tiles = static_cast<unsigned>(a.channel_tiles);
@@ -116,7 +118,7 @@ __global__ void __launch_bounds__(kDepthwiseThreads, 4)
             for (int c = t / 32; c < a.lanes * width; c += kDepthwiseThreads / 32) {
               const int64_t filter = int64_t{first_channel + c} * a.terms + of_term;
               if (first_channel + c < a.channels)
-                weights[i / most][i % most][c] = to_acc(w[filter * a.taps + tap]);
+                weights.v[i / most][i % most][c] = to_acc(w[filter * a.taps + tap]);
             }
           }
           __syncthreads();
@@ -137,7 +139,7 @@ __global__ void __launch_bounds__(kDepthwiseThreads, 4)
             of_tap[0] = to_acc(w[(int64_t{channel} * a.terms + term) * a.taps + tap]);
           } else {
             const auto& pack =
-                *reinterpret_cast<const Pack<A, width>*>(&weights[segment % at_once][s][lane * width]);
+                *reinterpret_cast<const Pack<A, width>*>(&weights.v[segment % at_once][s][lane * width]);
 #pragma unroll
             for (int u = 0; u < width; ++u) of_tap[u] = pack.v[u];
           }

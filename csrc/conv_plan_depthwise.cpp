@@ -48,11 +48,7 @@ ConvPlan depthwise_plan(const ConvParams& p, ConvPass pass, const Device& device
   const int64_t slots = lanes.slots(), units = weight ? DepthwiseTaps(p).units : 1;
   plan.tile = {slots * run, lanes.lanes * width, weight ? DepthwiseTaps(p).along : 1, 1};
   if (weight) {
-    // As many parts as fill the device with resident blocks twice, of a round of runs each at least; no more
-    // than 64 MiB of them.
-    const int64_t part_bytes = p.k * (conv_taps(p) + 1) * (bytes == 8 ? 8 : 4);
-    const int64_t wanted = 8 * device.multiprocessors / (lanes.tiles * units);
-    plan.splits = imax(1, imin(wanted, imin(runs / slots, (int64_t{64} << 20) / part_bytes)));
+    plan.splits = depthwise_splits(p, lanes, lanes.tiles * units, runs, device);
     plan.blocks = lanes.tiles * units * plan.splits;
   } else {
     plan.blocks = lanes.tiles * ceil_div(runs, slots);

@@ -6,8 +6,7 @@
 // the inputs of a run's windows overlap in one thread's registers.
 #pragma once
 
-#include "conv.h"
-#include "device.h"
+#include "conv_plan.h"
 
 namespace fastops {
 
@@ -78,5 +77,14 @@ struct DepthwiseTaps {
     units = ceil_div(k_along, along) * ceil_div(k_across, across);
   }
 };
+
+// Into how many parts a sum over `runs` is cut: as fill the device twice with the blocks that it holds, four
+// to a multiprocessor; a part has a round of runs at least, and all take 64 MiB at most.
+inline int64_t depthwise_splits(const ConvParams& p, const DepthwiseLanes& lanes, int64_t blocks,
+                                int64_t runs, const Device& device) {
+  const int64_t bytes = p.k * (conv_taps(p) + 1) * (p.dtype == DType::kF64 ? 8 : 4);
+  const int64_t wanted = ceil_div(8 * device.multiprocessors, blocks);
+  return imax(1, imin(wanted, imin(runs / lanes.slots(), (int64_t{64} << 20) / bytes)));
+}
 
 }  // namespace fastops

@@ -52,17 +52,16 @@ __device__ __forceinline__ void add_some_taps(int taps, A (&sums)[run][width], c
 }
 
 // Segments (up to `most` taps of a row) whose weights are in shared memory at once, for channels_last: all of
-// a 7 × 7 kernel in fp32; and how far apart taps are there, so that storing them spreads over the banks.
+// a 7 × 7 kernel in fp32.
 template <typename A>
 constexpr int kSegments = 64 / sizeof(A);
-constexpr int kPitch = kDepthwiseChannels + 4;
 
 template <typename T, int width, int most, int step, bool planes>
 __global__ void __launch_bounds__(kDepthwiseThreads, 4)
     depthwise_kernel(DepthwiseArgs a, const T* source, const T* w, const T* bias, T* result) {
   using A = Acc<T>;
   constexpr int run = kRun<T, step>;
-  constexpr int at_once = planes ? 1 : kSegments<A>, pitch = planes ? 1 : kPitch;
+  constexpr int at_once = planes ? 1 : kSegments<A>, pitch = planes ? 1 : kDepthwisePitch;
   struct alignas(16) Weights {
     A v[at_once][most][pitch];
   };

@@ -12,6 +12,11 @@ namespace {
 
 constexpr int kMostPhases = 4;  // of a stride, per axis (depthwise_serves)
 
+template <int width>
+constexpr int kMostLanes = kDepthwiseChannels / width < 32 ? kDepthwiseChannels / width : 32;
+// How far apart the weights of taps are in shared memory, so that storing them spreads over the banks.
+constexpr int kDepthwisePitch = kDepthwiseChannels + 4;
+
 template <typename T, int step>
 constexpr int kRun = depthwise_run(sizeof(Acc<T>), step);
 

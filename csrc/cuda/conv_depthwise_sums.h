@@ -7,13 +7,13 @@ namespace fastops {
 namespace cuda {
 namespace {
 
-// Sums over the threads that have the same channels, those of one lane (lanes: a power of two, at most 32),
+// Sums over the threads that have the same channels, those of one lane (lanes: a power of two, at most
+// most_lanes and 32),
 // in an order that is always the same: over a warp by exchange, then over warps. put(value, lane, u, sum) is
 // called for each once. All threads come here together.
-template <typename A, int values, int width, typename Put>
+template <int most_lanes, typename A, int values, int width, typename Put>
 __device__ inline void add_up_block(int lanes, A (&sums)[values][width], const Put& put) {
   constexpr int warps = kDepthwiseThreads / 32;
-  constexpr int most_lanes = kDepthwiseChannels / width < 32 ? kDepthwiseChannels / width : 32;
   using Sums = A[warps][values][most_lanes * width];
   FASTOPS_SHARED(of_warps, Sums);
   const int t = threadIdx.x, warp = t / 32, lane = t % 32;

@@ -111,7 +111,7 @@ __global__ void __launch_bounds__(kDepthwiseThreads, 4)
     }
   }
 
-  add_up_block(a.lanes, sums, [&](int value, int of_lane, int u, A sum) {
+  add_up_block<planes ? 1 : kMostLanes<width>>(a.lanes, sums, [&](int value, int of_lane, int u, A sum) {
     const int k = first_channel + of_lane * width + u;
     if (k >= a.channels) return;
     const int64_t filter = int64_t{split} * a.channels + k;

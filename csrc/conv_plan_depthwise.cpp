@@ -22,7 +22,7 @@ bool fits_depthwise(int64_t in, int64_t out, int64_t kernel, int64_t stride, int
 // parameters; the direct kernels have them.
 bool depthwise_serves(const ConvParams& p, ConvPass pass) {
   constexpr int64_t most = int64_t{1} << 28;
-  return is_flat(p) && p.groups == p.c && p.c > 0 && p.k % p.c == 0 && p.k < most &&
+  return is_flat(p) && p.groups == p.c && p.c > 0 && p.k % p.c == 0 && p.k < most && p.n < most &&
          fits_depthwise(p.in.h, p.out.h, p.kernel.h, p.stride.h, p.pad.h, p.dilation.h) &&
          fits_depthwise(p.in.w, p.out.w, p.kernel.w, p.stride.w, p.pad.w, p.dilation.w) &&
          volume(p.in) < most && volume(p.out) < most && conv_taps(p) * depthwise_multiplier(p) < most &&

@@ -26,9 +26,8 @@ template <int taps, int step, typename A, int run, int width, typename Get, type
 __device__ __forceinline__ void add_taps(A (&sums)[run][width], const Get& get, const Weight& weight) {
   A w[taps][width];
 #pragma unroll
-  for (int s = 0; s < taps; ++s) weight(s, w[s]);
-#pragma unroll
   for (int j = 0; j < (run - 1) * step + taps; ++j) {
+    if (j < taps) weight(j, w[j]);
     A x[width];
     get(j, x);
 #pragma unroll
@@ -84,21 +83,13 @@ __global__ void __launch_bounds__(kDepthwiseThreads, 4)
   for (int rep = 0; rep < a.reps; ++rep) {
     const int64_t index = (int64_t{group} * a.reps + rep) * slots + slot;
     RunPlace at = run_at<planes, run>(along, across, index < runs ? index : 0);
-    int channel = first_channel + lane * width;
+    int channel = first_channel + lane * width, image = static_cast<int>(at.image);
     if constexpr (planes) {
-      const Parts plane = part(at.image, a.channels, a.by_channels);
-      at.image = plane.outer;
-      channel = plane.inner;
+      const Parts of_image = part(at.image, a.channels, a.by_channels);
+      image = static_cast<int>(of_image.outer);
+      channel = of_image.inner;
     }
-    const bool exists = index < runs && channel < a.channels;
-    const int row0 = exists ? at.across * across.step + across.off0 : kNowhere;
-    const int column0 = at.along * along.step + along.off0;
-    const T* const plane = source + at.image * a.source_n +
-                           (a.input_grad ? channel * a.multiplier : a.by_multiplier(channel)) * a.source_c;
-    T* const to = result + at.image * a.result_n + channel * a.result_c +
-                  (across.out0 + at.across * across.out_step) * a.result_across +
-                  (along.out0 + at.along * along.out_step) * int64_t{a.result_along};
-    const int count = exists ? along.grid - at.along : 0;
+    if (index >= runs || channel >= a.channels) at.across = -1;  // there is none
     A sums[run][width] = {};
     int term = 0, row = 0, first = 0;  // of the segment
     for (int segment = 0; segment < segments; ++segment) {
@@ -123,11 +114,13 @@ __global__ void __launch_bounds__(kDepthwiseThreads, 4)
           __syncthreads();
         }
       }
-      const int source_row = row0 + row * across.off_step;
-      if (within(source_row, across.source)) {
-        const int column = column0 + first * along.off_step;
-        const T* const from =
-            plane + term * a.source_c + source_row * a.source_across + int64_t{column} * a.source_along;
+      // Places are computed where they are wanted: sums and weights take the registers.
+      const int source_row = at.across * across.step + across.off0 + row * across.off_step;
+      if (at.across >= 0 && within(source_row, across.source)) {
+        const int column = at.along * along.step + along.off0 + first * along.off_step;
+        const int of_channel = a.input_grad ? channel * a.multiplier + term : a.by_multiplier(channel);
+        const T* const from = source + image * a.source_n + of_channel * a.source_c +
+                              source_row * a.source_across + int64_t{column} * a.source_along;
         const auto get = [&](int j, A(&x)[width]) {
           load<T, width>(x, along_line(from, j, a.source_along), within(column + j, along.source));
         };
@@ -166,7 +159,10 @@ __global__ void __launch_bounds__(kDepthwiseThreads, 4)
       }
     }
 
-    if (count <= 0) continue;
+    if (at.across < 0) continue;
+    T* const to = result + image * a.result_n + channel * a.result_c +
+                  (across.out0 + at.across * across.out_step) * a.result_across +
+                  (along.out0 + at.along * along.out_step) * int64_t{a.result_along};
     A add[width] = {};
     if (bias != nullptr) {
 #pragma unroll
@@ -174,7 +170,7 @@ __global__ void __launch_bounds__(kDepthwiseThreads, 4)
     }
 #pragma unroll
     for (int i = 0; i < run; ++i) {
-      if (i >= count) break;
+      if (at.along + i >= along.grid) break;
       Pack<T, width> pack;
 #pragma unroll
       for (int u = 0; u < width; ++u) {

@@ -26,8 +26,9 @@ template <int taps, int step, typename A, int run, int width, typename Get, type
 __device__ __forceinline__ void add_taps(A (&sums)[run][width], const Get& get, const Weight& weight) {
   A w[taps][width];
 #pragma unroll
+  for (int s = 0; s < taps; ++s) weight(s, w[s]);
+#pragma unroll
   for (int j = 0; j < (run - 1) * step + taps; ++j) {
-    if (j < taps) weight(j, w[j]);
     A x[width];
     get(j, x);
 #pragma unroll

@@ -34,8 +34,11 @@ ConvPlan direct_plan(const ConvParams& p, ConvPass pass, const Device& device) {
   const Rates rate = rates(device);
   const double per_clock = kReach * (p.dtype == DType::kF64 ? rate.fp64 : rate.fp32);
   const double share = flops_of(p) / static_cast<double>(plan.blocks);
-  // Columns that a tile has and the group has not are computed too.
-  const double waste = static_cast<double>(round_up(columns, plan.tile.n)) / static_cast<double>(columns);
+  // Rows and columns that a tile has and the group has not are computed too.
+  const auto waste_of = [](int64_t size, int64_t tile) {
+    return static_cast<double>(round_up(imax(size, 1), tile)) / static_cast<double>(imax(size, 1));
+  };
+  const double waste = waste_of(rows, plan.tile.m) * waste_of(columns, plan.tile.n);
   const double loads =
       share / 2 * (1.0 / static_cast<double>(plan.tile.m) + 1.0 / static_cast<double>(plan.tile.n));
   finish(plan, p, device,

@@ -106,6 +106,12 @@ DEPTHWISE = [
     Conv(1, 8, 8, (6, 12), (1, 7), "depthwise 1x7", padding=(0, 3), groups=8),
     Conv(1, 8, 8, (9, 8), (2, 4), "depthwise asymmetric", padding=(0, 1), extra=(1, 1), groups=8),
     Conv(1, 4, 4, (20, 21), (13, 13), "depthwise large kernel", padding=(6, 6), groups=4),
+    Conv(1, 72, 72, (5, 9), (3, 3), "depthwise tiles of channels", padding=(1, 1), groups=72),
+    Conv(1, 4, 4, (192, 256), (3, 3), "depthwise weights used again", padding=(1, 1), groups=4),
+    Conv(2, 6, 12, (21, 18), (8, 9), "multiplier 2 kernel in parts", stride=(1, 2), padding=(4, 4), groups=6),
+    Conv(1, 8, 8, (10, 9), (3, 5), "depthwise stride 2 along one axis", stride=(2, 1), padding=(1, 2), groups=8),
+    Conv(2, 8, 8, (7, 9), (1, 1), "depthwise 1x1", groups=8),
+    Conv(1, 4, 4, (15, 11), (3, 3), "depthwise stride 4 dilation 2", stride=(4, 4), padding=(1, 1), dilation=(2, 2), groups=4),
 ]  # fmt: skip
 STEMS = [
     Conv(1, 3, 64, (21, 23), (7, 7), "ResNet stem", stride=(2, 2), padding=(3, 3)),
@@ -118,6 +124,7 @@ STEMS = [
 # Which cases each family of kernels is tried on.
 FAMILIES: dict[Any, list[Conv]] = {
     K.direct: [*DENSE, *GROUPED, *SMALL_GROUPS, *DEPTHWISE, *STEMS],
+    K.depthwise: DEPTHWISE,
     K.gemm: [*DENSE, *GROUPED, *STEMS],
 }
 TABLE = [
@@ -266,6 +273,35 @@ def test_bias_and_relu(kernel: Any, case: Conv, channels_last: bool, backend: st
             run("conv_input_grad", call.params, call.dy, call.w, bias, dx, backend=backend)
             bias_of = [r["dx"] + bias.to(r["dx"].dtype).view(-1, 1, 1) for r in (theirs, exact)]
             assert_accurate(dx, *bias_of, "input gradient with bias")
+
+
+@backends
+@every_layout
+@every_case
+def test_both_gradients(kernel: Any, case: Conv, channels_last: bool, backend: str) -> None:
+    """What one launch for both gradients gives, where a family has one; with the bias's and without."""
+    for dtype in (torch.float32, torch.bfloat16):
+        call = make(case, dtype, False, channels_last, kernel, device_of(backend))
+        if not all(_C.conv_kernel_serves(kernel, call.params, PASSES[name], GPU) for name in ("dx", "dw")):
+            pytest.skip("not served by these kernels")
+        exact, theirs = reference(case, call, torch.float64), reference(case, call, dtype)
+        for with_bias in (True, False):
+            found = {"dx": call.empty(call.x), "dw": call.empty(call.w)}
+            if with_bias:
+                found["db"] = call.empty(call.b)
+            run(
+                "conv_backward",
+                call.params,
+                *(call.dy, call.x, call.w, found["dx"], found["dw"], found.get("db")),
+                backend=backend,
+            )
+            for name, value in found.items():
+                assert_accurate(value, theirs[name], exact[name], name)
+        # The same bits again.
+        again = [call.empty(found["dx"]), call.empty(found["dw"])]
+        run("conv_backward", call.params, call.dy, call.x, call.w, *again, None, backend=backend)
+        assert torch.equal(again[0], found["dx"])
+        assert torch.equal(again[1], found["dw"])
 
 
 @backends

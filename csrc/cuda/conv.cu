@@ -40,6 +40,12 @@ int64_t workspace_of(const ConvParams& p, ConvPass pass) {
   return 0;
 }
 
+// Whether one kernel makes both gradients.
+bool is_fused(const ConvParams& p) {
+  return depthwise_fuses(p) && plan(p, ConvPass::kInputGrad).kernel == ConvKernel::kDepthwise &&
+         plan(p, ConvPass::kWeightGrad).kernel == ConvKernel::kDepthwise;
+}
+
 [[noreturn]] void no_kernel() {
   throw std::logic_error("fastops: the plan names a kernel that is not there");
 }
@@ -63,6 +69,7 @@ int64_t conv_workspace(const ConvParams& p) { return workspace_of(p, ConvPass::k
 int64_t conv_input_grad_workspace(const ConvParams& p) { return workspace_of(p, ConvPass::kInputGrad); }
 int64_t conv_weight_grad_workspace(const ConvParams& p) { return workspace_of(p, ConvPass::kWeightGrad); }
 int64_t conv_backward_workspace(const ConvParams& p) {
+  if (is_fused(p)) return WeightPartials(p, depthwise_backward_splits(p, current_device())).total_bytes();
   return imax(conv_input_grad_workspace(p), conv_weight_grad_workspace(p));
 }
 
@@ -72,6 +79,8 @@ void conv(const ConvParams& p, const void* x, const void* w, const void* bias, v
   switch (chosen.kernel) {
     case ConvKernel::kDirect:
       return direct_conv(p, chosen, x, w, bias, y, stream);
+    case ConvKernel::kDepthwise:
+      return depthwise_conv(p, chosen, x, w, bias, y, stream);
     case ConvKernel::kGemm:
       return gemm_conv(p, chosen, x, w, bias, y, workspace, stream);
     default:
@@ -85,6 +94,8 @@ void conv_input_grad(const ConvParams& p, const void* dy, const void* w, const v
   switch (chosen.kernel) {
     case ConvKernel::kDirect:
       return direct_input_grad(p, chosen, dy, w, bias, dx, stream);
+    case ConvKernel::kDepthwise:
+      return depthwise_input_grad(p, chosen, dy, w, bias, dx, stream);
     case ConvKernel::kGemm:
       return gemm_input_grad(p, chosen, dy, w, bias, dx, workspace, stream);
     default:
@@ -99,6 +110,9 @@ void conv_weight_grad(const ConvParams& p, const void* dy, const void* x, void* 
     case ConvKernel::kDirect:
       direct_weight_grad(p, chosen, dy, x, workspace, db != nullptr, stream);
       break;
+    case ConvKernel::kDepthwise:
+      depthwise_weight_grad(p, chosen, dy, x, workspace, db != nullptr, stream);
+      break;
     case ConvKernel::kGemm:
       gemm_weight_grad(p, chosen, dy, x, workspace, db != nullptr, stream);
       break;
@@ -110,6 +124,12 @@ void conv_weight_grad(const ConvParams& p, const void* dy, const void* x, void* 
 
 void conv_backward(const ConvParams& p, const void* dy, const void* x, const void* w, void* dx, void* dw,
                    void* db, void* workspace, void* stream) {
+  if (is_fused(p)) {
+    ConvPlan chosen = plan(p, ConvPass::kWeightGrad);
+    chosen.splits = depthwise_backward_splits(p, current_device());
+    depthwise_backward(p, chosen, dy, x, w, dx, workspace, db != nullptr, stream);
+    return finish_weight_grad(p, chosen.splits, workspace, dw, db, stream);
+  }
   conv_input_grad(p, dy, w, nullptr, dx, workspace, stream);
   conv_weight_grad(p, dy, x, dw, db, workspace, stream);
 }

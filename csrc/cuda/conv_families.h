@@ -43,8 +43,9 @@ void depthwise_input_grad(const ConvParams& p, const ConvPlan& plan, const void*
                           const void* bias, void* dx, void* stream);
 void depthwise_weight_grad(const ConvParams& p, const ConvPlan& plan, const void* dy, const void* x,
                            void* partials, bool with_bias, void* stream);
-// Both at once, where depthwise_fuses.
+// Both at once, where depthwise_fuses; in so many parts.
 bool depthwise_fuses(const ConvParams& p);
+int64_t depthwise_backward_splits(const ConvParams& p, const Device& device);
 void depthwise_backward(const ConvParams& p, const ConvPlan& plan, const void* dy, const void* x,
                         const void* w, void* dx, void* partials, bool with_bias, void* stream);
 

@@ -1,0 +1,171 @@
+// The weight gradient of a depthwise convolution:
+//
+//   dw[k][tap] = Σ over n and the pixels of dy of dy[pixel][k] · x[where the tap of the pixel lies][k /
+//   multiplier]
+//
+// A block has one tile of channels, one unit of taps and its split's part of the runs; each of its threads
+// takes every so many-th run, and keeps the sums of all taps of the unit in registers: of 3 × 3 taps all
+// nine, of larger kernels a row of up to 7. So x and dy are read from memory once: the units that want them
+// again, next to each other in the grid, find them in the cache. In the end a block adds up its threads' sums
+// in a fixed order.
+#include "conv_depthwise.h"
+#include "conv_depthwise_sums.h"
+
+namespace fastops {
+namespace cuda {
+namespace {
+
+template <typename T, int width, int rows, int taps, int step, bool planes>
+__global__ void __launch_bounds__(kDepthwiseThreads, 4)
+    depthwise_weight_grad_kernel(DepthwiseArgs a, int row_units, int units, int64_t share, const T* dy,
+                                 const T* x, Acc<T>* partials, Acc<T>* bias_partials) {
+  using A = Acc<T>;
+  constexpr int run = kRun<T, step>, count = rows * taps;
+  const DepthwiseAxis& along = a.along[0];
+  const DepthwiseAxis& across = a.across[0];
+  const unsigned outer = blockIdx.x / static_cast<unsigned>(units);
+  const int unit = static_cast<int>(blockIdx.x - outer * static_cast<unsigned>(units));
+  const unsigned split = outer / static_cast<unsigned>(a.channel_tiles);
+  const int tile = static_cast<int>(outer - split * static_cast<unsigned>(a.channel_tiles));
+  const int row_unit = unit / row_units;
+  const int row0 = row_unit * rows, tap0 = (unit - row_unit * row_units) * taps;
+  const int lane = static_cast<int>(threadIdx.x) & (a.lanes - 1),
+            slot = static_cast<int>(threadIdx.x) / a.lanes;
+  const int first_channel = tile * a.lanes * width, channel = first_channel + lane * width;
+  const int from_channel = a.by_multiplier(channel);
+  const bool with_bias = bias_partials != nullptr && unit == 0;
+  const int64_t runs = a.n * along.runs * across.grid;
+  const int64_t end = (split + 1) * share < runs ? (split + 1) * share : runs;
+
+  A sums[count + 1][width] = {};  // the last: of dy
+  for (int64_t index = split * share + slot; index < end && channel < a.channels;
+       index += kDepthwiseThreads / a.lanes) {
+    const RunPlace at = run_at<planes, run>(along, across, index);
+    const T* const dy_run = dy + at.image * a.result_n + channel * a.result_c + at.across * a.result_across +
+                            int64_t{at.along} * a.result_along;
+    const T* const plane = x + at.image * a.source_n + from_channel * a.source_c;
+    const int column = at.along * along.step + along.off0 + tap0 * along.off_step;
+    const auto row_of = [&](int r) {
+      const int row = at.across * across.step + across.off0 + (row0 + r) * across.off_step;
+      return row0 + r < across.taps ? row : kNowhere;
+    };
+    const auto get = [&](int row, int j, A(&to)[width]) {
+      const T* const line = plane + row * a.source_across + int64_t{column} * a.source_along;
+      load<T, width>(to, along_line(line, j, a.source_along), within(column + j, along.source));
+    };
+    if constexpr (step > 0) {
+      A of_dy[run][width];
+#pragma unroll
+      for (int i = 0; i < run; ++i)
+        load<T, width>(of_dy[i], along_line(dy_run, i, a.result_along), at.along + i < along.grid);
+      if (with_bias) {
+#pragma unroll
+        for (int u = 0; u < width; ++u) {
+          A some = 0;
+#pragma unroll
+          for (int i = 0; i < run; ++i) some += of_dy[i][u];
+          sums[count][u] += some;
+        }
+      }
+#pragma unroll
+      for (int r = 0; r < rows; ++r) {
+        const int row = row_of(r);
+        if (!within(row, across.source)) continue;
+#pragma unroll
+        for (int j = 0; j < (run - 1) * step + taps; ++j) {
+          A one[width];
+          get(row, j, one);
+#pragma unroll
+          for (int i = 0; i < run; ++i) {
+            const int s = j - i * step;
+            if (s < 0 || s >= taps) continue;
+#pragma unroll
+            for (int u = 0; u < width; ++u)
+              sums[r * taps + s][u] = multiply_add(one[u], of_dy[i][u], sums[r * taps + s][u]);
+          }
+        }
+      }
+    } else {
+#pragma unroll 1
+      for (int i = 0; i < run && at.along + i < along.grid; ++i) {
+        A of_dy[width];
+        load<T, width>(of_dy, along_line(dy_run, i, a.result_along), true);
+        if (with_bias) {
+#pragma unroll
+          for (int u = 0; u < width; ++u) sums[count][u] += of_dy[u];
+        }
+#pragma unroll
+        for (int r = 0; r < rows; ++r) {
+          const int row = row_of(r);
+          if (!within(row, across.source)) continue;
+#pragma unroll
+          for (int s = 0; s < taps; ++s) {
+            A one[width];
+            get(row, i * along.step + s * along.off_step, one);
+#pragma unroll
+            for (int u = 0; u < width; ++u)
+              sums[r * taps + s][u] = multiply_add(one[u], of_dy[u], sums[r * taps + s][u]);
+          }
+        }
+      }
+    }
+  }
+
+  add_up_block<planes ? 1 : kMostLanes<width>>(a.lanes, sums, [&](int value, int of_lane, int u, A sum) {
+    const int k = first_channel + of_lane * width + u;
+    if (k >= a.channels) return;
+    const int64_t filter = int64_t{split} * a.channels + k;
+    const int r = row0 + value / taps, s = tap0 + value % taps;
+    if (value == count) {
+      if (with_bias) bias_partials[filter] = sum;
+    } else if (r < across.taps && s < along.taps) {
+      partials[filter * a.taps + r * a.tap_across + s * a.tap_along] = sum;
+    }
+  });
+}
+
+}  // namespace
+
+void depthwise_weight_grad(const ConvParams& p, const ConvPlan& plan, const void* dy, const void* x,
+                           void* partials, bool with_bias, void* stream) {
+  check_extents(p);
+  void* const bias_partials = with_bias ? WeightPartials(p, plan.splits).bias_part(partials) : nullptr;
+  const int sliding = depthwise_step(p, false);
+  dispatch_floating(p.dtype, [&](auto type) {
+    using T = typename decltype(type)::type;
+    using A = Acc<T>;
+    DepthwiseArgs args(p, false, depthwise_run(sizeof(A), sliding));
+    dispatch_depthwise<T>(p, address(x) | address(dy), [&](auto channels, auto layout) {
+      constexpr int width = decltype(channels)::value;
+      constexpr bool planes = decltype(layout)::value;
+      const DepthwiseLanes lanes(!planes, args.channels, width, sizeof(T));
+      args.lanes = static_cast<int>(lanes.lanes);
+      args.channel_tiles = static_cast<int>(lanes.tiles);
+      const DepthwiseTaps taps(p);
+      const int64_t runs = p.n * args.along[0].runs * args.across[0].grid;
+      const int64_t blocks = taps.units * lanes.tiles * plan.splits;
+      if (blocks >= int64_t{1} << 31)
+        throw std::invalid_argument("fastops: convolution: the tensor is too large");
+      dispatch_step(sliding, [&](auto step) {
+        const auto start = [&](auto rows, auto along) {
+          launch("conv_weight_grad",
+                 depthwise_weight_grad_kernel<T, width, decltype(rows)::value, decltype(along)::value,
+                                              decltype(step)::value, planes>,
+                 static_cast<unsigned>(blocks), kDepthwiseThreads, 0, stream, args,
+                 static_cast<int>(ceil_div(args.along[0].taps, taps.along)), static_cast<int>(taps.units),
+                 ceil_div(runs, plan.splits), static_cast<const T*>(dy), static_cast<const T*>(x),
+                 static_cast<A*>(partials), static_cast<A*>(bias_partials));
+        };
+        if (taps.along == 3)
+          start(Width<3>(), Width<3>());
+        else if (taps.along == 5)
+          start(Width<1>(), Width<5>());
+        else
+          start(Width<1>(), Width<7>());
+      });
+    });
+  });
+}
+
+}  // namespace cuda
+}  // namespace fastops

@@ -118,6 +118,7 @@ STEMS = [
 # Which cases each family of kernels is tried on.
 FAMILIES: dict[Any, list[Conv]] = {
     K.direct: [*DENSE, *GROUPED, *SMALL_GROUPS, *DEPTHWISE, *STEMS],
+    K.stem: STEMS,
     K.gemm: [*DENSE, *GROUPED, *STEMS],
 }
 TABLE = [

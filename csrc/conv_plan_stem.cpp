@@ -75,7 +75,7 @@ ConvPlan grad_plan(const ConvParams& p, int64_t tile_columns, const Device& devi
   const StemPatch patch(p, rows, false);
   const int64_t pixels = rows * kStemColumns, columns = conv_taps(p) * p.c;
   const int64_t tiles = p.n * ceil_div(p.out.h, rows) * ceil_div(p.out.w, kStemColumns);
-  const int64_t in_all = ceil_div(p.k, 64) * ceil_div(columns, tile_columns);
+  const int64_t in_all = ceil_div(p.k, 64) * ceil_div(columns + 1, tile_columns);
   const double weights = static_cast<double>(p.k * columns);
 
   const double of_dy = static_cast<double>(64 * pixels * bytes);
@@ -119,9 +119,11 @@ bool stem_serves(const ConvParams& p, ConvPass pass) {
     return false;
   const int64_t shared = pass == ConvPass::kForward ? StemForward(p, p.k <= 32 ? 32 : 64).shared
                                                     : StemGrad(p).shared;
-  // Offsets inside an image, with the rows of a patch beyond it, are counted in 32 bits.
+  // Offsets inside an image of x, with the rows of a patch beyond it, and inside a tile of dy are counted in
+  // 32 bits.
   return shared <= kStemShared && p.in.w * p.c < int64_t{1} << 24 &&
-         p.c * volume(p.in) < int64_t{1} << 30 && p.k <= int64_t{1} << 20;
+         p.c * volume(p.in) < int64_t{1} << 30 && p.k <= int64_t{1} << 20 &&
+         p.out.w * p.k < int64_t{1} << 27 && volume(p.out) < int64_t{1} << 25;
 }
 
 ConvPlan stem_plan(const ConvParams& p, ConvPass pass, const Device& device) {

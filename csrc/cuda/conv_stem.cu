@@ -151,7 +151,7 @@ __global__ void __launch_bounds__(S::kThreadsOf, 512 / S::kThreadsOf)
 
   StemPlace at(a.of, from);
   for (int64_t tile = from; tile < to; ++tile, at.advance(a.of)) {
-    load_patch<T, S::kThreadsOf>(patch, x, a.of, at);
+    load_patch<T, S::kThreadsOf, 8>(patch, x, a.of, at);
     __syncthreads();  // the patch (and the weights) are there; the tile before has been written
 
     Sums<P, S> sums;

@@ -76,11 +76,10 @@ struct StemPlace {
   }
 };
 
-// Brings the patch under a tile; the next barrier completes it. Eight elements of a thread are on their way
+// Brings the patch under a tile; the next barrier completes it. kBatch elements of a thread are on their way
 // at a time.
-template <typename T, int threads>
+template <typename T, int threads, int kBatch>
 __device__ void load_patch(T* patch, const T* x, const StemArgs& a, const StemPlace& at) {
-  constexpr int kBatch = 8;
   const int h0 = at.p * a.stride_h - a.pad_h, w0 = at.q * a.stride_w - a.pad_w;
   const int begin = w0 < 0 ? -w0 : 0, end = a.x_w - w0 < a.patch_columns ? a.x_w - w0 : a.patch_columns;
   const int from = begin * a.line_unit, count = end > begin ? (end - begin) * a.line_unit : 0;

@@ -14,15 +14,16 @@ namespace {
 struct StemGradArgs {
   StemArgs of;
   int dy_bytes, stage_bytes;
-  int row_tiles, column_tiles, columns;  // columns: r · s · c
+  int row_tiles, column_tiles, columns;  // columns: r · s · c; one more is of ones, for the bias
   bool vectors;
 };
 
-// A warp has 64 channels × 32 columns. If there are fewer columns than for four warps, several groups of
-// warps share a tile's pixels instead, and add up at the end.
-template <int groups, int warps>
-struct GradShape : Shape<1, warps, 4, 4> {
-  static constexpr int kGroups = groups, kThreadsOf = 32 * groups * warps;
+// A warp has 64 channels × 32 columns, or half of the channels where three products for one want registers. If
+// there are fewer columns than for all warps, several groups of warps share a tile's pixels instead, and add
+// up at the end.
+template <int columns, int groups, bool three>
+struct GradShape : Shape<three ? 2 : 1, columns / 32, three ? 2 : 4, 4> {
+  static constexpr int kGroups = groups, kThreadsOf = 32 * groups * (columns / 32) * (three ? 2 : 1);
 };
 
 constexpr int kSteps = 4;  // of a tile: 64 bytes of pixels each
@@ -42,45 +43,29 @@ __device__ T* dy_place(unsigned char* tile, int k, int m) {
     return step.chunk(k, m % kStep<T> / kElements<T>) + m % kElements<T>;
 }
 
-// Brings a tile of dy: zeros for channels and pixels that are not there.
+// Brings a tile of dy: zeros for channels and pixels that are not there. dy is its first element.
 template <typename T, bool channels_last, int threads>
-__device__ void load_dy(unsigned char* tile, const T* dy, const StemGradArgs& a, const StemPlace& at,
-                        int k0) {
-  constexpr int kPixels = kTileRows<T> * kStemColumns, kRun = channels_last ? 64 : kPixels;
-  const int64_t area = int64_t{a.of.y_h} * a.of.y_w, image = at.n * a.of.k * area;
-  const auto source = [&](int k, int m, bool& exists) {
-    const int p = at.p + m / kStemColumns, q = at.q + m % kStemColumns;
-    exists = k0 + k < a.of.k && p < a.of.y_h && q < a.of.y_w;
-    const int64_t pixel = int64_t{p} * a.of.y_w + q;
-    return exists ? image + (channels_last ? pixel * a.of.k + k0 + k : (k0 + k) * area + pixel) : 0;
+__device__ void load_dy(unsigned char* tile, const T* dy, const StemGradArgs& a, int rows, int pixels,
+                        int channels) {
+  constexpr int e = kElements<T>, kPixels = kTileRows<T> * kStemColumns, kRun = channels_last ? 64 : kPixels;
+  const auto source = [&](int k, int m) {
+    const int row = m / kStemColumns, pixel = m % kStemColumns;
+    if (k >= channels || row >= rows || pixel >= pixels) return -1;
+    return channels_last ? (row * a.of.y_w + pixel) * a.of.k + k : (k * a.of.y_h + row) * a.of.y_w + pixel;
   };
   if (a.vectors) {
-    constexpr int e = kElements<T>, per_run = kRun / e;
+#pragma unroll 2
     for (int i = static_cast<int>(threadIdx.x); i < 64 * kPixels / e; i += threads) {
-      const int outer = i / per_run, inner = i % per_run * e;
-      const int k = channels_last ? inner : outer, m = channels_last ? outer : inner;
-      bool exists;
-      const int64_t from = source(k, m, exists);
-      copy_async_16(dy_place<T, channels_last>(tile, k, m), dy + from, exists);
+      const int outer = i / (kRun / e), inner = i % (kRun / e) * e;
+      const int k = channels_last ? inner : outer, m = channels_last ? outer : inner, from = source(k, m);
+      copy_async_16(dy_place<T, channels_last>(tile, k, m), dy + (from < 0 ? 0 : from), from >= 0);
     }
   } else {
-    constexpr int kBatch = 8;
-    for (int first = static_cast<int>(threadIdx.x); first < 64 * kPixels; first += threads * kBatch) {
-      T kept[kBatch];
-#pragma unroll
-      for (int b = 0; b < kBatch; ++b) {
-        const int i = first + b * threads, outer = i / kRun, inner = i % kRun;
-        bool exists;
-        const int64_t from = source(channels_last ? inner : outer, channels_last ? outer : inner, exists);
-        kept[b] = exists && i < 64 * kPixels ? dy[from] : from_acc<T>(0);
-      }
-#pragma unroll
-      for (int b = 0; b < kBatch; ++b) {
-        const int i = first + b * threads, outer = i / kRun, inner = i % kRun;
-        if (i < 64 * kPixels)
-          *dy_place<T, channels_last>(tile, channels_last ? inner : outer, channels_last ? outer : inner) =
-              kept[b];
-      }
+#pragma unroll 2
+    for (int i = static_cast<int>(threadIdx.x); i < 64 * kPixels; i += threads) {
+      const int outer = i / kRun, inner = i % kRun;
+      const int k = channels_last ? inner : outer, m = channels_last ? outer : inner, from = source(k, m);
+      *dy_place<T, channels_last>(tile, k, m) = from < 0 ? from_acc<T>(0) : dy[from];
     }
   }
 }
@@ -90,40 +75,44 @@ __device__ void load_dy(unsigned char* tile, const T* dy, const StemGradArgs& a,
 template <typename T, typename S>
 struct PatchColumns {
   using Bits = std::conditional_t<sizeof(T) == 2, uint16_t, uint32_t>;
+  static constexpr uint32_t kOne = sizeof(T) == 4                   ? 0x3F800000u
+                                   : std::is_same<T, __half>::value ? 0x3C003C00u
+                                                                    : 0x3F803F80u;
   const Bits* patch;
-  int column0;            // of the warp
-  int offset[S::kN];      // of this lane's columns
-  int apart, row_apart;   // elements between pixels, and between rows of them
-  int first_row;          // of the step
-  int rows, pixels_left;  // that exist: of the tile, and in a row
+  int column0;           // of the warp
+  int offset[S::kN];     // of this lane's columns
+  unsigned ones;         // bit j: the lane's j-th column is of ones
+  int apart, row_apart;  // elements between pixels, and between rows of them
+  int first_row;         // of the step
+  int rows, pixels;      // that exist: of the tile, and in a row
 
-  __device__ void set_columns(const StemGradArgs& a, int first_column, int lane) {
+  __device__ PatchColumns(const StemGradArgs& a, int first_column, int column0_, int lane)
+      : column0(column0_), ones(0), apart(a.of.stride_w * a.of.c), row_apart(a.of.stride_h * a.of.pitch) {
     const int row_length = a.of.kernel_w * a.of.c;
 #pragma unroll
     for (int j = 0; j < S::kN; ++j) {
       const int column = first_column + column0 + 8 * j + lane / 4, r = column / row_length;
       offset[j] = column < a.columns ? r * a.of.pitch + column - r * row_length : 0;
+      ones |= (column == a.columns ? 1u : 0u) << j;
     }
-  }
-  // What is under a pixel that y has not may be anything, NaN too; it must not meet dy's zero.
-  __device__ uint32_t element(int row, int pixel, int column_offset) const {
-    const uint32_t v = patch[row * row_apart + pixel * apart + column_offset];
-    return row < rows && pixel < pixels_left ? v : 0;
   }
   __device__ void load_b(uint32_t (&b)[2][2], int first, int step, int lane) const {
     const int j = (first - column0) / 8;
 #pragma unroll
-    for (int r = 0; r < 2; ++r)
+    for (int r = 0; r < 2; ++r) {
+      const int row = first_row + (sizeof(T) == 2 ? step : 0);
+      const int pixel = sizeof(T) == 2 ? lane % 4 * 2 + 8 * r : lane % 4 + 4 * r + 8 * step;
+      // What is under a pixel that y has not may be anything, NaN too; it must not meet dy's zero.
+      uint32_t mask = row < rows && pixel < pixels ? 0xFFFFFFFFu : 0;
+      if (sizeof(T) == 2 && pixel + 1 >= pixels) mask &= 0xFFFFu;
+      const Bits* const from = patch + row * row_apart + pixel * apart;
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        if constexpr (sizeof(T) == 2) {
-          const int row = first_row + step, pixel = lane % 4 * 2 + 8 * r;
-          b[half][r] =
-              element(row, pixel, offset[j + half]) | element(row, pixel + 1, offset[j + half]) << 16;
-        } else {
-          b[half][r] = element(first_row, step * 8 + r * 4 + lane % 4, offset[j + half]);
-        }
+        uint32_t word = from[offset[j + half]];
+        if constexpr (sizeof(T) == 2) word |= static_cast<uint32_t>(from[offset[j + half] + apart]) << 16;
+        b[half][r] = (ones >> (j + half) & 1 ? kOne : word) & mask;
       }
+    }
   }
 };
 
@@ -136,7 +125,7 @@ __global__ void __launch_bounds__(S::kThreadsOf, 512 / S::kThreadsOf)
   constexpr int kStepRows = kTileRows<T> / kSteps;  // of the tile, that a step has
   constexpr int kEach = kSteps / S::kGroups;        // steps of a group of warps
   unsigned char* const shared = dynamic_shared<unsigned char>();
-  const int warp = static_cast<int>(threadIdx.x) / 32, group = warp / S::kWarpsN;
+  const int warp = static_cast<int>(threadIdx.x) / 32, group = warp / (S::kWarpsN * S::kWarpsM);
 
   int64_t block = blockIdx.x;
   const int k0 = static_cast<int>(block % a.row_tiles) * 64;
@@ -144,6 +133,7 @@ __global__ void __launch_bounds__(S::kThreadsOf, 512 / S::kThreadsOf)
   const int first_column = static_cast<int>(block % a.column_tiles) * S::kColumns;
   const int64_t part = block / a.column_tiles;
   const int64_t from = part * a.of.tiles / a.of.workers, to = (part + 1) * a.of.tiles / a.of.workers;
+  int tiles = static_cast<int>(to - from);
 
   const auto dy_tile = [&](int stage) { return shared + stage * a.stage_bytes; };
   const auto patch = [&](int stage) {
@@ -151,88 +141,76 @@ __global__ void __launch_bounds__(S::kThreadsOf, 512 / S::kThreadsOf)
   };
   StemPlace next(a.of, from);
   const auto load = [&](int stage) {
-    load_dy<T, channels_last, S::kThreadsOf>(dy_tile(stage), dy, a, next, k0);
+    const int64_t area = int64_t{a.of.y_h} * a.of.y_w, image = next.n * a.of.k * area;
+    const int64_t pixel = int64_t{next.p} * a.of.y_w + next.q;
+    load_dy<T, channels_last, S::kThreadsOf>(
+        dy_tile(stage), dy + image + (channels_last ? pixel * a.of.k + k0 : k0 * area + pixel), a,
+        a.of.y_h - next.p, a.of.y_w - next.q, a.of.k - k0);
     commit_copies();
-    load_patch<T, S::kThreadsOf>(patch(stage), x, a.of, next);
+    load_patch<T, S::kThreadsOf, 4>(patch(stage), x, a.of, next);
   };
 
   Sums<P, S> sums;
-  sums.row0 = 0;
-  float ones[S::kM][4] = {};
-  const bool with_bias = bias_partials && first_column == 0 && sums.column0 == 0;
-  PatchColumns<T, S> columns;
-  columns.column0 = sums.column0;
-  columns.apart = a.of.stride_w * a.of.c;
-  columns.row_apart = a.of.stride_h * a.of.pitch;
-  columns.set_columns(a, first_column, sums.lane);
+  sums.row0 -= group * 64;
+  PatchColumns<T, S> columns(a, first_column, sums.column0, sums.lane);
 
-  if (from < to) load(0);
-  int stage = 0;
-  for (int64_t tile = from; tile < to; ++tile, stage ^= 1) {
+  if (tiles > 0) load(0);
+  for (int stage = 0; tiles > 0; --tiles, stage ^= 1) {
     columns.rows = a.of.y_h - next.p;
-    columns.pixels_left = a.of.y_w - next.q;
+    columns.pixels = a.of.y_w - next.q;
     wait_for_copies<0>();
     __syncthreads();  // this tile is there; all have done with the one before
     next.advance(a.of);
-    if (tile + 1 < to) load(stage ^ 1);
+    if (tiles > 1) load(stage ^ 1);
     columns.patch = reinterpret_cast<const typename PatchColumns<T, S>::Bits*>(patch(stage));
 #pragma unroll 1
     for (int i = 0; i < kEach; ++i) {
       const int step = group * kEach + i;
       columns.first_row = step * kStepRows;
-      const Tile rows{dy_tile(stage) + step * Tile::kBytes};
-      sums.add(rows, columns);
-      if (with_bias) sums.add_rows(ones, rows);
+      sums.add(Tile{dy_tile(stage) + step * Tile::kBytes}, columns);
     }
   }
 
-  // The groups' sums, in their order, then those for the bias.
+  // The groups' sums, in their order.
   if constexpr (S::kGroups > 1) {
-    constexpr int kOfGroup = 64 * S::kColumns, kOfAll = (S::kGroups - 1) * kOfGroup;
+    constexpr int kOfGroup = 64 * S::kColumns;
     float* const others = reinterpret_cast<float*>(shared);
     __syncthreads();
-    if (group > 0) {
-      float* const mine = others + (group - 1) * kOfGroup;
+    if (group > 0)
       sums.for_each_pair([&](int row, int column, float first, float second) {
-        *reinterpret_cast<Pack<float, 2>*>(mine + row * S::kColumns + column) = {{first, second}};
+        *reinterpret_cast<Pack<float, 2>*>(others + (group - 1) * kOfGroup + row * S::kColumns + column) = {
+            {first, second}};
       });
-      if (with_bias && sums.lane % 4 == 0)
-#pragma unroll
-        for (int i = 0; i < 2 * S::kM; ++i)
-          others[kOfAll + (group - 1) * 64 + 8 * i + sums.lane / 4] = ones[i / 2][i % 2 * 2];
-    }
     __syncthreads();
     if (group > 0) return;
+#pragma unroll 1
+    for (int g = 0; g < S::kGroups - 1; ++g)
 #pragma unroll
-    for (int g = 0; g < S::kGroups - 1; ++g) {
-      const float* const theirs = others + g * kOfGroup;
-#pragma unroll
-      for (int i = 0; i < S::kM; ++i) {
+      for (int i = 0; i < S::kM; ++i)
 #pragma unroll
         for (int j = 0; j < S::kN; ++j)
 #pragma unroll
-          for (int r = 0; r < 4; ++r)
-            sums.d[i][j][r] += theirs[(16 * i + r / 2 * 8 + sums.lane / 4) * S::kColumns + sums.column0 +
-                                      8 * j + sums.lane % 4 * 2 + r % 2];
-#pragma unroll
-        for (int half = 0; half < 2; ++half)
-          if (with_bias) ones[i][2 * half] += others[kOfAll + g * 64 + 16 * i + 8 * half + sums.lane / 4];
-      }
-    }
+          for (int half = 0; half < 2; ++half) {
+            const int row = sums.row0 + 16 * i + 8 * half + sums.lane / 4;
+            const int column = sums.column0 + 8 * j + sums.lane % 4 * 2;
+            const Pack<float, 2> theirs =
+                *reinterpret_cast<const Pack<float, 2>*>(others + g * kOfGroup + row * S::kColumns + column);
+            sums.d[i][j][2 * half] += theirs.v[0];
+            sums.d[i][j][2 * half + 1] += theirs.v[1];
+          }
   }
-  partials += (part * a.of.k + k0) * a.columns;
   sums.for_each_pair([&](int row, int column, float first, float second) {
+    row += k0;
     column += first_column;
-    if (k0 + row >= a.of.k) return;
-    if (column < a.columns) partials[row * a.columns + column] = first;
-    if (column + 1 < a.columns) partials[row * a.columns + column + 1] = second;
-  });
-  if (with_bias && sums.lane % 4 == 0)
+    if (row >= a.of.k) return;
+    const int64_t at = part * a.of.k + row;
 #pragma unroll
-    for (int i = 0; i < 2 * S::kM; ++i) {
-      const int row = k0 + 8 * i + sums.lane / 4;
-      if (row < a.of.k) bias_partials[part * a.of.k + row] = ones[i / 2][i % 2 * 2];
+    for (int u = 0; u < 2; ++u) {
+      const float sum = u == 0 ? first : second;
+      if (column + u < a.columns) partials[at * a.columns + column + u] = sum;
+      if (column + u == a.columns && bias_partials) bias_partials[at] = sum;
     }
+  });
 }
 
 }  // namespace
@@ -241,7 +219,7 @@ void stem_weight_grad(const ConvParams& p, const ConvPlan& plan, const void* dy,
                       void* partials, bool with_bias, void* stream) {
   const StemGrad of(p);
   const int64_t rows = stem_grad_rows(p), e = 16 / element_bytes(p.dtype), columns = conv_taps(p) * p.c;
-  const int64_t row_tiles = ceil_div(p.k, 64), column_tiles = ceil_div(columns, plan.tile.n);
+  const int64_t row_tiles = ceil_div(p.k, 64), column_tiles = ceil_div(columns + 1, plan.tile.n);
   const StemGradArgs a = {StemArgs(p, StemPatch(p, rows, false), rows, plan.splits),
                           static_cast<int>(of.dy_bytes),
                           static_cast<int>(of.stage_bytes),
@@ -269,11 +247,11 @@ void stem_weight_grad(const ConvParams& p, const ConvPlan& plan, const void* dy,
         start(shape, std::false_type{});
     };
     if (plan.tile.n == 160)
-      with_shape(GradShape<1, 5>{});
+      with_shape(GradShape<160, 1, P::kThree>{});
     else if (plan.tile.n == 64)
-      with_shape(GradShape<2, 2>{});
+      with_shape(GradShape<64, 2, P::kThree>{});
     else
-      with_shape(GradShape<4, 1>{});
+      with_shape(GradShape<32, 4, P::kThree>{});
   });
 }
 

@@ -21,7 +21,7 @@ bool fits_stem(int64_t in, int64_t out, int64_t kernel, int64_t stride, int64_t 
 // Clocks to bring a patch: of instructions (an element's place, bounds, load and stores), and of stores to
 // shared memory, which in contiguous layouts are a channel apart.
 double patch_issue(const StemPatch& patch) {
-  return static_cast<double>(patch.rows * patch.pitch) * (patch.apart ? 26 : 24) / kIssue;
+  return static_cast<double>(patch.rows * patch.pitch) * (patch.second ? 26 : 24) / kIssue;
 }
 double patch_shared(const StemPatch& patch) { return static_cast<double>(patch.elements) / 32 * 1.5; }
 
@@ -122,7 +122,7 @@ bool stem_serves(const ConvParams& p, ConvPass pass) {
   // Offsets inside an image of x, with the rows of a patch beyond it, and inside a tile of dy are counted in
   // 32 bits.
   return shared <= kStemShared && p.in.w * p.c < int64_t{1} << 24 &&
-         p.c * volume(p.in) < int64_t{1} << 30 && p.k <= int64_t{1} << 20 &&
+         p.n < int64_t{1} << 31 && p.c * volume(p.in) < int64_t{1} << 30 && p.k <= int64_t{1} << 20 &&
          p.out.w * p.k < int64_t{1} << 27 && volume(p.out) < int64_t{1} << 25;
 }
 

@@ -18,7 +18,7 @@ constexpr int64_t kStemShared = 99 << 10;
 // The part of x under a tile, as [row][column][channel] in shared memory, with zeros for the padding.
 struct StemPatch {
   int64_t rows, columns, pitch;  // pitch: elements of a row
-  int64_t apart = 0;             // elements from the patch to its second copy; 0: there is none
+  int64_t second = 0;            // where its second copy begins; 0: there is none
   int64_t elements;              // in all
 
   // pairs: two neighbouring 16-bit elements are read at once, so that every pixel's first element has to be
@@ -31,8 +31,8 @@ struct StemPatch {
     if (pairs) pitch = round_up(pitch + 2, 2);
     elements = rows * pitch;
     if (pairs && p.stride.w * p.c % 2 != 0) {
-      apart = round_up(imax(elements - 32, 0), 64) + 32;
-      elements += apart;
+      second = round_up(imax(elements - 32, 0), 64) + 32;
+      elements += second;
     }
   }
   int64_t bytes(const ConvParams& p) const { return round_up(elements * element_bytes(p.dtype), 16); }

@@ -41,9 +41,9 @@ struct PixelRows {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const int m = row0 + 16 * i + 8 * half + lane / 4;
-        const int along = m % kStemColumns * a.stride_w * a.c;
-        const int second = sizeof(T) == 2 && along % 2 != 0 ? a.apart + 1 : 0;
-        base[i][half] = static_cast<int>(sizeof(T)) * (m / kStemColumns * a.stride_h * a.pitch + along + second);
+        const int along = m % kStemColumns * a.to_right;
+        const int second = sizeof(T) == 2 && along % 2 != 0 ? a.second + 1 : 0;
+        base[i][half] = static_cast<int>(sizeof(T)) * (m / kStemColumns * a.to_below + along + second);
       }
   }
   __device__ void load_a(uint32_t (&a)[4], int first, int step, int lane) const {
@@ -98,7 +98,7 @@ __device__ void store_tile(const T* staged, T* y, const StemForwardArgs& a, cons
   const int outer_count = a.of.channels_last ? S::kRows : S::kColumns;
   const int run_length = a.of.channels_last ? S::kColumns : S::kRows, run_pitch = run_length + e;
   const int width = a.wide_stores ? e : 1, per_run = run_length / width;
-  const int64_t area = int64_t{a.of.y_h} * a.of.y_w, image = at.n * a.of.k * area;
+  const int64_t area = int64_t{a.of.y_h} * a.of.y_w, image = int64_t{at.n} * a.of.k * area;
   for (int i = static_cast<int>(threadIdx.x); i < outer_count * per_run; i += S::kThreadsOf) {
     const int outer = i / per_run, inner = (i - outer * per_run) * width;
     const int m = a.of.channels_last ? outer : inner, column = a.of.channels_last ? inner : outer;

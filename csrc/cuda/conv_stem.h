@@ -15,7 +15,8 @@ struct StemArgs {
   int c, k, kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, x_h, x_w, y_h, y_w;
   int tile_rows, tiles_h, tiles_w;
   int64_t tiles, workers;  // of all images; blocks that share them
-  int patch_rows, patch_columns, pitch, apart, elements;
+  int patch_rows, patch_columns, pitch, second, elements;  // second: where the second copy is, or 0
+  int to_right, to_below;  // elements of the patch from a pixel's to its neighbour's
   // x by lines that memory has in one piece: a row of a channel or, in channels_last, of all of them.
   int lines, line_length;  // in a row of the patch; of the patch's columns
   int line_unit, step;     // elements of a column of x, in a line; between elements of a line in the patch
@@ -45,8 +46,10 @@ struct StemArgs {
         patch_rows(static_cast<int>(patch.rows)),
         patch_columns(static_cast<int>(patch.columns)),
         pitch(static_cast<int>(patch.pitch)),
-        apart(static_cast<int>(patch.apart)),
+        second(static_cast<int>(patch.second)),
         elements(static_cast<int>(patch.elements)),
+        to_right(stride_w * c),
+        to_below(stride_h * pitch),
         lines(p.channels_last ? 1 : c),
         line_length(patch_columns * (p.channels_last ? c : 1)),
         line_unit(p.channels_last ? c : 1),
@@ -61,12 +64,11 @@ struct StemArgs {
 
 // A tile: an image, and its first pixel.
 struct StemPlace {
-  int64_t n;
-  int p, q;
+  int n, p, q;
   __device__ StemPlace(const StemArgs& a, int64_t tile) {
     const int64_t row = tile / a.tiles_w;
-    n = row / a.tiles_h;
-    p = static_cast<int>(row - n * a.tiles_h) * a.tile_rows;
+    n = static_cast<int>(row / a.tiles_h);
+    p = static_cast<int>(row - int64_t{n} * a.tiles_h) * a.tile_rows;
     q = static_cast<int>(tile - row * a.tiles_w) * kStemColumns;
   }
   __device__ void advance(const StemArgs& a) {
@@ -101,7 +103,7 @@ __device__ void load_patch(T* patch, const T* x, const StemArgs& a, const StemPl
     for (int i = 0; i < kBatch; ++i)
       if (to[i] >= 0) {
         patch[to[i]] = kept[i];
-        if (a.apart) patch[a.apart + 1 + to[i]] = kept[i];
+        if (a.second) patch[a.second + 1 + to[i]] = kept[i];
       }
   }
 }

@@ -54,14 +54,14 @@ __device__ void load_dy(unsigned char* tile, const T* dy, const StemGradArgs& a,
     return channels_last ? (row * a.of.y_w + pixel) * a.of.k + k : (k * a.of.y_h + row) * a.of.y_w + pixel;
   };
   if (a.vectors) {
-#pragma unroll 2
+#pragma unroll 1
     for (int i = static_cast<int>(threadIdx.x); i < 64 * kPixels / e; i += threads) {
       const int outer = i / (kRun / e), inner = i % (kRun / e) * e;
       const int k = channels_last ? inner : outer, m = channels_last ? outer : inner, from = source(k, m);
       copy_async_16(dy_place<T, channels_last>(tile, k, m), dy + (from < 0 ? 0 : from), from >= 0);
     }
   } else {
-#pragma unroll 2
+#pragma unroll 1
     for (int i = static_cast<int>(threadIdx.x); i < 64 * kPixels; i += threads) {
       const int outer = i / kRun, inner = i % kRun;
       const int k = channels_last ? inner : outer, m = channels_last ? outer : inner, from = source(k, m);
@@ -79,15 +79,15 @@ struct PatchColumns {
                                    : std::is_same<T, __half>::value ? 0x3C003C00u
                                                                     : 0x3F803F80u;
   const Bits* patch;
-  int column0;           // of the warp
-  int offset[S::kN];     // of this lane's columns
-  unsigned ones;         // bit j: the lane's j-th column is of ones
-  int apart, row_apart;  // elements between pixels, and between rows of them
-  int first_row;         // of the step
-  int rows, pixels;      // that exist: of the tile, and in a row
+  int column0;             // of the warp
+  int offset[S::kN];       // of this lane's columns
+  unsigned ones;           // bit j: the lane's j-th column is of ones
+  int to_right, to_below;  // elements from a pixel's to its neighbour's
+  int first_row;           // of the step
+  int rows, pixels;        // that exist: of the tile, and in a row
 
   __device__ PatchColumns(const StemGradArgs& a, int first_column, int column0_, int lane)
-      : column0(column0_), ones(0), apart(a.of.stride_w * a.of.c), row_apart(a.of.stride_h * a.of.pitch) {
+      : column0(column0_), ones(0), to_right(a.of.to_right), to_below(a.of.to_below) {
     const int row_length = a.of.kernel_w * a.of.c;
 #pragma unroll
     for (int j = 0; j < S::kN; ++j) {
@@ -105,11 +105,11 @@ struct PatchColumns {
       // What is under a pixel that y has not may be anything, NaN too; it must not meet dy's zero.
       uint32_t mask = row < rows && pixel < pixels ? 0xFFFFFFFFu : 0;
       if (sizeof(T) == 2 && pixel + 1 >= pixels) mask &= 0xFFFFu;
-      const Bits* const from = patch + row * row_apart + pixel * apart;
+      const Bits* const from = patch + row * to_below + pixel * to_right;
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         uint32_t word = from[offset[j + half]];
-        if constexpr (sizeof(T) == 2) word |= static_cast<uint32_t>(from[offset[j + half] + apart]) << 16;
+        if constexpr (sizeof(T) == 2) word |= static_cast<uint32_t>(from[offset[j + half] + to_right]) << 16;
         b[half][r] = (ones >> (j + half) & 1 ? kOne : word) & mask;
       }
     }
@@ -124,6 +124,7 @@ __global__ void __launch_bounds__(S::kThreadsOf, 512 / S::kThreadsOf)
   using Tile = DyTile<T, channels_last>;
   constexpr int kStepRows = kTileRows<T> / kSteps;  // of the tile, that a step has
   constexpr int kEach = kSteps / S::kGroups;        // steps of a group of warps
+  FASTOPS_SHARED(left, int[2][2]);  // rows and pixels that y has from a stage's tile on
   unsigned char* const shared = dynamic_shared<unsigned char>();
   const int warp = static_cast<int>(threadIdx.x) / 32, group = warp / (S::kWarpsN * S::kWarpsM);
 
@@ -133,7 +134,7 @@ __global__ void __launch_bounds__(S::kThreadsOf, 512 / S::kThreadsOf)
   const int first_column = static_cast<int>(block % a.column_tiles) * S::kColumns;
   const int64_t part = block / a.column_tiles;
   const int64_t from = part * a.of.tiles / a.of.workers, to = (part + 1) * a.of.tiles / a.of.workers;
-  int tiles = static_cast<int>(to - from);
+  const int tiles = static_cast<int>(to - from);
 
   const auto dy_tile = [&](int stage) { return shared + stage * a.stage_bytes; };
   const auto patch = [&](int stage) {
@@ -141,33 +142,42 @@ __global__ void __launch_bounds__(S::kThreadsOf, 512 / S::kThreadsOf)
   };
   StemPlace next(a.of, from);
   const auto load = [&](int stage) {
-    const int64_t area = int64_t{a.of.y_h} * a.of.y_w, image = next.n * a.of.k * area;
+    const int64_t area = int64_t{a.of.y_h} * a.of.y_w, image = int64_t{next.n} * a.of.k * area;
     const int64_t pixel = int64_t{next.p} * a.of.y_w + next.q;
     load_dy<T, channels_last, S::kThreadsOf>(
         dy_tile(stage), dy + image + (channels_last ? pixel * a.of.k + k0 : k0 * area + pixel), a,
         a.of.y_h - next.p, a.of.y_w - next.q, a.of.k - k0);
     commit_copies();
     load_patch<T, S::kThreadsOf, 4>(patch(stage), x, a.of, next);
+    if (threadIdx.x == 0) left[stage][0] = a.of.y_h - next.p, left[stage][1] = a.of.y_w - next.q;
   };
 
   Sums<P, S> sums;
   sums.row0 -= group * 64;
   PatchColumns<T, S> columns(a, first_column, sums.column0, sums.lane);
 
-  if (tiles > 0) load(0);
-  for (int stage = 0; tiles > 0; --tiles, stage ^= 1) {
-    columns.rows = a.of.y_h - next.p;
-    columns.pixels = a.of.y_w - next.q;
+  // Each time a tile is brought, and the one before is multiplied.
+  for (int i = 0; i <= tiles; ++i) {
     wait_for_copies<0>();
-    __syncthreads();  // this tile is there; all have done with the one before
-    next.advance(a.of);
-    if (tiles > 1) load(stage ^ 1);
-    columns.patch = reinterpret_cast<const typename PatchColumns<T, S>::Bits*>(patch(stage));
+    __syncthreads();  // the tile before is there; all have done with the one before that
+    if (i < tiles) {
+      load(i % 2);
+      next.advance(a.of);
+    }
+    if (i > 0) {
+      const int stage = 1 - i % 2;
+      columns.rows = left[stage][0];
+      columns.pixels = left[stage][1];
+      columns.patch = reinterpret_cast<const typename PatchColumns<T, S>::Bits*>(patch(stage));
 #pragma unroll 1
-    for (int i = 0; i < kEach; ++i) {
-      const int step = group * kEach + i;
-      columns.first_row = step * kStepRows;
-      sums.add(Tile{dy_tile(stage) + step * Tile::kBytes}, columns);
+      for (int j = 0; j < kEach; ++j) {
+        const int step = group * kEach + j;
+        columns.first_row = step * kStepRows;
+        const Tile rows_of_step{dy_tile(stage) + step * Tile::kBytes};
+#pragma unroll 1
+        for (int depth = 0; depth < kStep<T> / kDepth<T>; ++depth)
+          sums.add_depth(rows_of_step, columns, depth);
+      }
     }
   }
 

@@ -128,32 +128,35 @@ struct Sums {
   template <typename A, typename B>
   __device__ void add(const A& a_tile, const B& b_tile) {
 #pragma unroll
-    for (int step = 0; step < kStep<T> / kDepth<T>; ++step) {
-      uint32_t b[S::kN][2], b_rest[P::kThree ? S::kN : 1][2];
+    for (int step = 0; step < kStep<T> / kDepth<T>; ++step) add_depth(a_tile, b_tile, step);
+  }
+  // The same over the step-th part of it, one mma deep.
+  template <typename A, typename B>
+  __device__ void add_depth(const A& a_tile, const B& b_tile, int step) {
+    uint32_t b[S::kN][2], b_rest[P::kThree ? S::kN : 1][2];
 #pragma unroll
-      for (int j = 0; j < S::kN; j += 2) {
-        uint32_t pair[2][2];
-        b_tile.load_b(pair, column0 + 8 * j, step, lane);
+    for (int j = 0; j < S::kN; j += 2) {
+      uint32_t pair[2][2];
+      b_tile.load_b(pair, column0 + 8 * j, step, lane);
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          b[j + i / 2][i % 2] = pair[i / 2][i % 2];
-          split<P>(b[j + i / 2][i % 2], b_rest[P::kThree ? j + i / 2 : 0][i % 2]);
-        }
+      for (int i = 0; i < 4; ++i) {
+        b[j + i / 2][i % 2] = pair[i / 2][i % 2];
+        split<P>(b[j + i / 2][i % 2], b_rest[P::kThree ? j + i / 2 : 0][i % 2]);
       }
+    }
 #pragma unroll
-      for (int i = 0; i < S::kM; ++i) {
-        uint32_t a[4], a_rest[4];
-        a_tile.load_a(a, row0 + 16 * i, step, lane);
+    for (int i = 0; i < S::kM; ++i) {
+      uint32_t a[4], a_rest[4];
+      a_tile.load_a(a, row0 + 16 * i, step, lane);
 #pragma unroll
-        for (int r = 0; r < 4; ++r) split<P>(a[r], a_rest[r]);
+      for (int r = 0; r < 4; ++r) split<P>(a[r], a_rest[r]);
 #pragma unroll
-        for (int j = 0; j < S::kN; ++j) {
-          if constexpr (P::kThree) {  // the small ones first
-            mma<T>(d[i][j], a_rest, b[j]);
-            mma<T>(d[i][j], a, b_rest[j]);
-          }
-          mma<T>(d[i][j], a, b[j]);
+      for (int j = 0; j < S::kN; ++j) {
+        if constexpr (P::kThree) {  // the small ones first
+          mma<T>(d[i][j], a_rest, b[j]);
+          mma<T>(d[i][j], a, b_rest[j]);
         }
+        mma<T>(d[i][j], a, b[j]);
       }
     }
   }

@@ -60,10 +60,10 @@ __device__ void load_dy(unsigned char* tile, const T* dy, const StemGradArgs& a,
       const int k = channels_last ? inner : outer, m = channels_last ? outer : inner, from = source(k, m);
       copy_async_16(dy_place<T, channels_last>(tile, k, m), dy + (from < 0 ? 0 : from), from >= 0);
     }
-  } else {
-#pragma unroll 1
-    for (int i = static_cast<int>(threadIdx.x); i < 64 * kPixels; i += threads) {
-      const int outer = i / kRun, inner = i % kRun;
+  } else if (threadIdx.x < 128) {  // whose place in a run does not change
+    const int inner = static_cast<int>(threadIdx.x) % kRun;
+#pragma unroll 2
+    for (int outer = static_cast<int>(threadIdx.x) / kRun; outer < 64 * kPixels / kRun; outer += 128 / kRun) {
       const int k = channels_last ? inner : outer, m = channels_last ? outer : inner, from = source(k, m);
       *dy_place<T, channels_last>(tile, k, m) = from < 0 ? from_acc<T>(0) : dy[from];
     }

@@ -29,6 +29,13 @@ double patch_bytes(const ConvParams& p, const StemPatch& patch) {
   return static_cast<double>(patch.rows * patch.pitch * element_bytes(p.dtype));
 }
 
+// Clocks that a tile takes of a multiprocessor on which `blocks` take turns: while one waits for memory, a
+// latency for each batch of its patch's elements, the others work.
+double tile_clocks(double work, const StemPatch& patch, int64_t threads, int64_t batch, double blocks) {
+  const double batches = static_cast<double>(ceil_div(patch.rows * patch.pitch, threads * batch));
+  return std::max(work, (work + 700 * batches + 300) / blocks);
+}
+
 // How many blocks a multiprocessor holds: of up to 128 registers a thread, and by shared memory.
 int64_t resident(int64_t threads, int64_t shared, const Device& device) {
   return imax(1, imin(512 / threads, device.shared_bytes / shared));
@@ -62,8 +69,10 @@ ConvPlan forward_plan(const ConvParams& p, int64_t columns, const Device& device
                        outputs * (4 + 15 / (wide ? static_cast<double>(e) : 1)) / kIssue;
   const double setup = static_cast<double>(columns * of.steps * 4 * e) * 20 / kIssue + 1000;
   const double each = static_cast<double>(ceil_div(tiles, workers));
+  const double turns = static_cast<double>(ceil_div(plan.blocks, device.multiprocessors));
+  const double work = std::max(multiply, std::max(shared, issue)) / kReach;
   finish(plan, p, device,
-         {each * std::max(multiply, std::max(shared, issue)) / kReach + setup,
+         {each * tile_clocks(work, patch, 32 * warps, 8, turns) + setup,
           each * patch_bytes(p, patch) + static_cast<double>(columns * of.steps * 64), 0, 1});
   return plan;
 }
@@ -79,19 +88,20 @@ ConvPlan grad_plan(const ConvParams& p, int64_t tile_columns, const Device& devi
   const double weights = static_cast<double>(p.k * columns);
 
   const double of_dy = static_cast<double>(64 * pixels * bytes);
-  const double multiply = 2 * 64 * static_cast<double>(tile_columns * pixels) /
-                          (rates(device).tensor / tensor_cost(p));
+  const double multiply =
+      2 * 64 * static_cast<double>(tile_columns * pixels) / (rates(device).tensor / tensor_cost(p));
   // For an mma's depth of pixels a warp reads 64 rows of dy and 32 columns: single elements.
   const double depths = static_cast<double>(pixels / (2 * e) * tile_columns / 32);
   const double reads = bytes == 2 ? 16 : 8;
   const double shared = depths * (16 + reads) + of_dy / 128 + patch_shared(patch);
   const bool vectors = (p.channels_last ? p.k : p.out.w) % e == 0;
-  const double issue = depths * (3 * reads + 30) / 4 + patch_issue(patch) +
-                       static_cast<double>(64 * pixels) * (vectors ? 12.0 / static_cast<double>(e) : 20) / kIssue;
-  const double clocks = std::max(multiply, std::max(shared, issue)) / kReach;
+  const double issue =
+      depths * (3 * reads + 30) / 4 + patch_issue(patch) +
+      static_cast<double>(64 * pixels) * (vectors ? 12.0 / static_cast<double>(e) : 20) / kIssue;
+  const double work = std::max(multiply, std::max(shared, issue)) / kReach;
 
   ConvPlan best;
-  const int64_t threads = tile_columns == 160 ? 160 : 128;
+  const int64_t threads = (tile_columns == 160 ? 160 : 128) * (is_three(p) ? 2 : 1);
   for (int64_t wave = 1, waves = resident(threads, of.shared, device); wave <= waves; ++wave) {
     ConvPlan plan;
     plan.kernel = ConvKernel::kStem;
@@ -103,7 +113,10 @@ ConvPlan grad_plan(const ConvParams& p, int64_t tile_columns, const Device& devi
     const double each = static_cast<double>(ceil_div(tiles, plan.splits));
     // Parts are written and read again.
     const double parts = 8 * weights * static_cast<double>(plan.splits);
-    finish(plan, p, device, {each * clocks + 2000, each * (patch_bytes(p, patch) + of_dy), parts, 2});
+    const double turns = static_cast<double>(ceil_div(plan.blocks, device.multiprocessors));
+    finish(plan, p, device,
+           {each * tile_clocks(work, patch, threads, 4, turns) + 2000, each * (patch_bytes(p, patch) + of_dy),
+            parts, 2});
     if (best.blocks == 0 || plan.seconds < best.seconds) best = plan;
   }
   return best;
@@ -117,12 +130,12 @@ bool stem_serves(const ConvParams& p, ConvPass pass) {
       !fits_stem(p.in.h, p.out.h, p.kernel.h, p.stride.h, p.pad.h, p.dilation.h) ||
       !fits_stem(p.in.w, p.out.w, p.kernel.w, p.stride.w, p.pad.w, p.dilation.w))
     return false;
-  const int64_t shared = pass == ConvPass::kForward ? StemForward(p, p.k <= 32 ? 32 : 64).shared
-                                                    : StemGrad(p).shared;
+  const int64_t shared =
+      pass == ConvPass::kForward ? StemForward(p, p.k <= 32 ? 32 : 64).shared : StemGrad(p).shared;
   // Offsets inside an image of x, with the rows of a patch beyond it, and inside a tile of dy are counted in
   // 32 bits.
-  return shared <= kStemShared && p.in.w * p.c < int64_t{1} << 24 &&
-         p.n < int64_t{1} << 31 && p.c * volume(p.in) < int64_t{1} << 30 && p.k <= int64_t{1} << 20 &&
+  return shared <= kStemShared && p.in.w * p.c < int64_t{1} << 24 && p.n < int64_t{1} << 31 &&
+         p.c * volume(p.in) < int64_t{1} << 30 && p.k <= int64_t{1} << 20 &&
          p.out.w * p.k < int64_t{1} << 27 && volume(p.out) < int64_t{1} << 25;
 }
 

@@ -26,7 +26,8 @@ struct StemPatch {
   // which is shifted by one; it begins 16 banks after the first. The pair at the end of a window may reach
   // one element beyond the row.
   StemPatch(const ConvParams& p, int64_t tile_rows, bool pairs)
-      : rows((tile_rows - 1) * p.stride.h + p.kernel.h), columns((kStemColumns - 1) * p.stride.w + p.kernel.w) {
+      : rows((tile_rows - 1) * p.stride.h + p.kernel.h),
+        columns((kStemColumns - 1) * p.stride.w + p.kernel.w) {
     pitch = columns * p.c;
     if (pairs) pitch = round_up(pitch + 2, 2);
     elements = rows * pitch;

@@ -53,8 +53,7 @@ struct PixelRows {
       const Word word = words[8 * step + 4 * r + lane % 4];
 #pragma unroll
       for (int half = 0; half < 2; ++half)
-        a[2 * r + half] =
-            *reinterpret_cast<const uint32_t*>(patch + base[i][half] + word.offset) & word.mask;
+        a[2 * r + half] = *reinterpret_cast<const uint32_t*>(patch + base[i][half] + word.offset) & word.mask;
     }
   }
 };
@@ -83,8 +82,8 @@ __device__ void make_words(const StemForwardArgs& a, Word* words, int* w_at) {
 #pragma unroll
     for (int u = 0; u < per; ++u) {
       const int s = (j + u) / a.of.c, channel = j + u - s * a.of.c;
-      const int place = a.weight_channels_last ? r * row_length + j + u
-                                               : (channel * a.of.kernel_h + r) * a.of.kernel_w + s;
+      const int place =
+          a.weight_channels_last ? r * row_length + j + u : (channel * a.of.kernel_h + r) * a.of.kernel_w + s;
       w_at[i * per + u] = exists && j + u < row_length ? place : -1;
     }
   }

@@ -14,7 +14,7 @@ namespace {
 struct StemArgs {
   int c, k, kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, x_h, x_w, y_h, y_w;
   int tile_rows, tiles_h, tiles_w;
-  int64_t tiles, workers;  // of all images; blocks that share them
+  int64_t tiles, workers;                                  // of all images; blocks that share them
   int patch_rows, patch_columns, pitch, second, elements;  // second: where the second copy is, or 0
   int to_right, to_below;  // elements of the patch from a pixel's to its neighbour's
   // x by lines that memory has in one piece: a row of a channel or, in channels_last, of all of them.

@@ -18,9 +18,9 @@ struct StemGradArgs {
   bool vectors;
 };
 
-// A warp has 64 channels × 32 columns, or half of the channels where three products for one want registers. If
-// there are fewer columns than for all warps, several groups of warps share a tile's pixels instead, and add
-// up at the end.
+// A warp has 64 channels × 32 columns, or half of the channels where three products for one want registers.
+// If there are fewer columns than for all warps, several groups of warps share a tile's pixels instead, and
+// add up at the end.
 template <int columns, int groups, bool three>
 struct GradShape : Shape<three ? 2 : 1, columns / 32, three ? 2 : 4, 4> {
   static constexpr int kGroups = groups, kThreadsOf = 32 * groups * (columns / 32) * (three ? 2 : 1);
@@ -124,7 +124,7 @@ __global__ void __launch_bounds__(S::kThreadsOf, 512 / S::kThreadsOf)
   using Tile = DyTile<T, channels_last>;
   constexpr int kStepRows = kTileRows<T> / kSteps;  // of the tile, that a step has
   constexpr int kEach = kSteps / S::kGroups;        // steps of a group of warps
-  FASTOPS_SHARED(left, int[2][2]);  // rows and pixels that y has from a stage's tile on
+  FASTOPS_SHARED(left, int[2][2]);                  // rows and pixels that y has from a stage's tile on
   unsigned char* const shared = dynamic_shared<unsigned char>();
   const int warp = static_cast<int>(threadIdx.x) / 32, group = warp / (S::kWarpsN * S::kWarpsM);
 
@@ -188,8 +188,8 @@ __global__ void __launch_bounds__(S::kThreadsOf, 512 / S::kThreadsOf)
     __syncthreads();
     if (group > 0)
       sums.for_each_pair([&](int row, int column, float first, float second) {
-        *reinterpret_cast<Pack<float, 2>*>(others + (group - 1) * kOfGroup + row * S::kColumns + column) = {
-            {first, second}};
+        *reinterpret_cast<Pack<float, 2>*>(others + (group - 1) * kOfGroup + row * S::kColumns +
+                                           column) = {{first, second}};
       });
     __syncthreads();
     if (group > 0) return;

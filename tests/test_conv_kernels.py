@@ -119,12 +119,19 @@ STEMS = [
     Conv(1, 1, 8, (12, 13), (7, 7), "grey stem", stride=(2, 2), padding=(3, 3)),
     Conv(1, 4, 20, (12, 14), (3, 3), "four channels", stride=(2, 2), padding=(1, 1)),
     Conv(1, 2, 72, (9, 40), (3, 3), "two channels", stride=(2, 2), padding=(0, 1)),
+    Conv(1, 3, 16, (10, 19), (3, 3), "odd distances of pixels", padding=(1, 1)),
+    Conv(2, 3, 130, (20, 70), (3, 3), "stem of many K and pixels", stride=(2, 2), padding=(1, 1)),
+    Conv(1, 4, 40, (13, 17), (7, 7), "stem of many taps", stride=(2, 2), padding=(3, 3)),
+    Conv(2, 1, 9, (14, 50), (4, 5), "stem stride 3 and 1", stride=(3, 1), padding=(1, 2), extra=(1, 0)),
+    Conv(1, 3, 24, (19, 30), (4, 4), "patches", stride=(4, 4)),
+    Conv(560, 1, 8, (3, 3), (3, 3), "more images than blocks"),
 ]  # fmt: skip
 
 # Which cases each family of kernels is tried on.
 FAMILIES: dict[Any, list[Conv]] = {
     K.direct: [*DENSE, *GROUPED, *SMALL_GROUPS, *DEPTHWISE, *STEMS],
     K.depthwise: DEPTHWISE,
+    K.stem: STEMS,
     K.gemm: [*DENSE, *GROUPED, *STEMS],
 }
 TABLE = [
@@ -332,6 +339,26 @@ def test_unaligned(kernel: Any, channels_last: bool, backend: str) -> None:
     found, wanted = results(off, kernel, backend), results(call, kernel, backend)
     for name, value in found.items():
         torch.testing.assert_close(value, wanted[name], rtol=1e-2, atol=1e-2)
+
+
+@backends
+@every_layout
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kernel", FAMILIES, ids=lambda kernel: kernel.name)
+def test_nan(kernel: Any, dtype: torch.dtype, channels_last: bool, backend: str) -> None:
+    """A NaN reaches what it is multiplied for and nothing else, although tiles end elsewhere than y does."""
+    case = Conv(1, 3, 8, (12, 22), (3, 3), "last row and column in no window", stride=(2, 2))
+    call = make(case, dtype, False, channels_last, kernel, device_of(backend))
+    call.x[:, :, -1] = call.x[:, :, :, -1] = float("nan")
+    call.x[0, 1, 5, 6] = float("nan")
+    found = results(call, kernel, backend)
+    if not found:
+        pytest.skip("not served by these kernels")
+    exact = reference(case, call, torch.float64)
+    assert exact["y"].isnan().any() and not exact["y"].isnan().all()
+    for name, value in found.items():
+        # Not torch's own: in bfloat16 it lets the NaN into windows beside.
+        assert_accurate(value, exact[name].to(dtype), exact[name], name)
 
 
 @backends

@@ -81,6 +81,8 @@ void conv(const ConvParams& p, const void* x, const void* w, const void* bias, v
       return direct_conv(p, chosen, x, w, bias, y, stream);
     case ConvKernel::kDepthwise:
       return depthwise_conv(p, chosen, x, w, bias, y, stream);
+    case ConvKernel::kStem:
+      return stem_conv(p, chosen, x, w, bias, y, stream);
     case ConvKernel::kGemm:
       return gemm_conv(p, chosen, x, w, bias, y, workspace, stream);
     default:
@@ -112,6 +114,9 @@ void conv_weight_grad(const ConvParams& p, const void* dy, const void* x, void* 
       break;
     case ConvKernel::kDepthwise:
       depthwise_weight_grad(p, chosen, dy, x, workspace, db != nullptr, stream);
+      break;
+    case ConvKernel::kStem:
+      stem_weight_grad(p, chosen, dy, x, workspace, db != nullptr, stream);
       break;
     case ConvKernel::kGemm:
       gemm_weight_grad(p, chosen, dy, x, workspace, db != nullptr, stream);

@@ -62,15 +62,6 @@ struct PixelRun {
   }
 };
 
-// Calls f with a Products<...> of the params' dtype.
-template <typename F>
-void dispatch_products(const ConvParams& p, F f) {
-  if (p.dtype == DType::kBF16) return f(Products<__nv_bfloat16, false>{});
-  if (p.dtype == DType::kF16) return f(Products<__half, false>{});
-  if (p.tf32) return f(Products<float, false>{});
-  f(Products<float, true>{});
-}
-
 }  // namespace
 }  // namespace cuda
 }  // namespace fastops

@@ -5,6 +5,7 @@
 // global memory has it, so that a copy needs no transposition. ldmatrix turns what has to be turned.
 #pragma once
 
+#include "../conv.h"
 #include "dispatch.h"
 #include "packs.h"
 #include "primitives.cuh"
@@ -87,6 +88,15 @@ struct Products {
   static constexpr bool kThree = three;
 };
 
+// Calls f with a Products<...> of the params' dtype.
+template <typename F>
+void dispatch_products(const ConvParams& p, F f) {
+  if (p.dtype == DType::kBF16) return f(Products<__nv_bfloat16, false>{});
+  if (p.dtype == DType::kF16) return f(Products<__half, false>{});
+  if (p.tf32) return f(Products<float, false>{});
+  f(Products<float, true>{});
+}
+
 // A register of an operand, as mma takes it; and, with_rest, what rounding took off.
 template <typename T, bool with_rest>
 __device__ inline void split(uint32_t& big, uint32_t& rest) {
@@ -143,48 +153,68 @@ struct Sums {
   template <typename A, typename B>
   __device__ void add(int step, const A& a_tile, const B& b_tile) {
 #pragma unroll
-    for (int part = 0; part < kParts<T>; ++part) {
-      uint32_t b[S::kN][2], b_rest[P::kThree ? S::kN : 1][2];
+    for (int part = 0; part < kParts<T>; ++part) add_part(a_tile, b_tile, part);
+    if (step % kFold == kFold - 1) fold_sums();
+  }
+  // The same over a part of a step, one mma deep; who calls this folds.
+  template <typename A, typename B>
+  __device__ void add_part(const A& a_tile, const B& b_tile, int part) {
+    uint32_t b[S::kN][2], b_rest[P::kThree ? S::kN : 1][2];
 #pragma unroll
-      for (int j = 0; j < S::kN; j += 2) {
-        uint32_t pair[2][2];
-        b_tile.load_b(pair, column0 + 8 * j, part, lane);
+    for (int j = 0; j < S::kN; j += 2) {
+      uint32_t pair[2][2];
+      b_tile.load_b(pair, column0 + 8 * j, part, lane);
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          b[j + i / 2][i % 2] = pair[i / 2][i % 2];
-          split<T, P::kThree>(b[j + i / 2][i % 2], b_rest[P::kThree ? j + i / 2 : 0][i % 2]);
-        }
+      for (int i = 0; i < 4; ++i) {
+        b[j + i / 2][i % 2] = pair[i / 2][i % 2];
+        split<T, P::kThree>(b[j + i / 2][i % 2], b_rest[P::kThree ? j + i / 2 : 0][i % 2]);
       }
+    }
 #pragma unroll
-      for (int i = 0; i < S::kM; ++i) {
-        uint32_t a[4], a_rest[4];
-        a_tile.load_a(a, row0 + 16 * i, part, lane);
+    for (int i = 0; i < S::kM; ++i) {
+      uint32_t a[4], a_rest[4];
+      a_tile.load_a(a, row0 + 16 * i, part, lane);
 #pragma unroll
-        for (int r = 0; r < 4; ++r) split<T, P::kThree>(a[r], a_rest[r]);
+      for (int r = 0; r < 4; ++r) split<T, P::kThree>(a[r], a_rest[r]);
 #pragma unroll
-        for (int j = 0; j < S::kN; ++j) {
-          if constexpr (P::kThree) {
-            // The small ones first, and summed apart: tensor cores cut sums off where fp32 rounds them.
-            float some[4] = {};
-            mma<T>(some, a_rest, b[j]);
-            mma<T>(some, a, b_rest[j]);
-            mma<T>(some, a, b[j]);
-            add_to(d[i][j], some);
-          } else {
-            mma<T>(d[i][j], a, b[j]);
-          }
+      for (int j = 0; j < S::kN; ++j) {
+        if constexpr (P::kThree) {
+          // The small ones first, and summed apart: tensor cores cut sums off where fp32 rounds them.
+          float some[4] = {};
+          mma<T>(some, a_rest, b[j]);
+          mma<T>(some, a, b_rest[j]);
+          mma<T>(some, a, b[j]);
+          add_to(d[i][j], some);
+        } else {
+          mma<T>(d[i][j], a, b[j]);
         }
       }
     }
-    if constexpr (P::kThree)
-      if (step % kFold == kFold - 1) {
+  }
+  // Ends the first stage of a long sum in fp32.
+  __device__ void fold_sums() {
+    if constexpr (P::kThree) {
 #pragma unroll
-        for (int i = 0; i < S::kM; ++i)
+      for (int i = 0; i < S::kM; ++i)
 #pragma unroll
-          for (int j = 0; j < S::kN; ++j) fold(before[i][j], d[i][j]);
-      }
+        for (int j = 0; j < S::kN; ++j) fold(before[i][j], d[i][j]);
+    }
   }
 
+  // Adds f(row, column), two numbers, to each pair of neighbouring columns that this thread has.
+  template <typename F>
+  __device__ void add_pairs(F f) {
+#pragma unroll
+    for (int i = 0; i < S::kM; ++i)
+#pragma unroll
+      for (int j = 0; j < S::kN; ++j)
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const Pack<float, 2> pair = f(row_at(i, half), column_at(j));
+          d[i][j][2 * half] += pair.v[0];
+          d[i][j][2 * half + 1] += pair.v[1];
+        }
+  }
   // Calls f(row, column, first, second) for each pair of neighbouring columns that this thread has.
   template <typename F>
   __device__ void for_each_pair(F f) {
@@ -196,12 +226,14 @@ struct Sums {
         const float (&sums)[4] = P::kThree ? before[P::kThree ? i : 0][P::kThree ? j : 0] : d[i][j];
 #pragma unroll
         for (int half = 0; half < 2; ++half)
-          f(row0 + 16 * i + 8 * half + lane / 4, column0 + 8 * j + lane % 4 * 2, sums[2 * half],
-            sums[2 * half + 1]);
+          f(row_at(i, half), column_at(j), sums[2 * half], sums[2 * half + 1]);
       }
   }
 
  private:
+  __device__ int row_at(int i, int half) const { return row0 + 16 * i + 8 * half + lane / 4; }
+  __device__ int column_at(int j) const { return column0 + 8 * j + lane % 4 * 2; }
+
   float d[S::kM][S::kN][4] = {};
   float before[P::kThree ? S::kM : 1][P::kThree ? S::kN : 1][4] = {};
 };

@@ -153,7 +153,7 @@ __global__ void __launch_bounds__(S::kThreadsOf, 512 / S::kThreadsOf)
     load_patch<T, S::kThreadsOf, 8>(patch, x, a.of, at);
     __syncthreads();  // the patch (and the weights) are there; the tile before has been written
 
-    Sums<P, S> sums;
+    Sums<P, S, false> sums;  // of 196 terms at most
     PixelRows<T, S> rows(a.of, reinterpret_cast<const unsigned char*>(patch), sums.row0, sums.lane);
     for (int step = 0; step < a.steps; ++step) {
       rows.words = words + 16 * step;

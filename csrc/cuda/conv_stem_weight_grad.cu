@@ -18,12 +18,12 @@ struct StemGradArgs {
   bool vectors;
 };
 
-// A warp has 64 channels × 32 columns, or half of the channels where three products for one want registers.
-// If there are fewer columns than for all warps, several groups of warps share a tile's pixels instead, and
-// add up at the end.
+// A warp has 64 channels × 32 columns, or a quarter of the channels where three products for one, and sums in
+// two stages, want registers. If there are fewer columns than for all warps, several groups of warps share a
+// tile's pixels instead, and add up at the end.
 template <int columns, int groups, bool three>
-struct GradShape : Shape<three ? 2 : 1, columns / 32, three ? 2 : 4, 4> {
-  static constexpr int kGroups = groups, kThreadsOf = 32 * groups * (columns / 32) * (three ? 2 : 1);
+struct GradShape : Shape<three ? 4 : 1, columns / 32, three ? 1 : 4, 4> {
+  static constexpr int kGroups = groups, kThreadsOf = 32 * groups * (columns / 32) * (three ? 4 : 1);
 };
 
 constexpr int kSteps = 4;  // of a tile: 64 bytes of pixels each
@@ -117,7 +117,7 @@ struct PatchColumns {
 };
 
 template <typename P, typename S, bool channels_last>
-__global__ void __launch_bounds__(S::kThreadsOf, 512 / S::kThreadsOf)
+__global__ void __launch_bounds__(S::kThreadsOf, S::kThreadsOf < 512 ? 512 / S::kThreadsOf : 1)
     stem_weight_grad_kernel(const __grid_constant__ StemGradArgs a, const typename P::T* dy,
                             const typename P::T* x, float* partials, float* bias_partials) {
   using T = typename P::T;
@@ -125,6 +125,7 @@ __global__ void __launch_bounds__(S::kThreadsOf, 512 / S::kThreadsOf)
   constexpr int kStepRows = kTileRows<T> / kSteps;  // of the tile, that a step has
   constexpr int kEach = kSteps / S::kGroups;        // steps of a group of warps
   FASTOPS_SHARED(left, int[2][2]);                  // rows and pixels that y has from a stage's tile on
+  FASTOPS_SHARED(group_biases, float[S::kGroups][64]);
   unsigned char* const shared = dynamic_shared<unsigned char>();
   const int warp = static_cast<int>(threadIdx.x) / 32, group = warp / (S::kWarpsN * S::kWarpsM);
 
@@ -155,6 +156,9 @@ __global__ void __launch_bounds__(S::kThreadsOf, 512 / S::kThreadsOf)
   Sums<P, S> sums;
   sums.row0 -= group * 64;
   PatchColumns<T, S> columns(a, first_column, sums.column0, sums.lane);
+  // The bias: of 16-bit types the sums of the column of ones; of fp32, which TF32 would round, plain ones.
+  RowSums<T, S> bias_sums;
+  const bool plain_bias = sizeof(T) == 4 && bias_partials && first_column == 0;
 
   // Each time a tile is brought, and the one before is multiplied.
   for (int i = 0; i <= tiles; ++i) {
@@ -176,8 +180,28 @@ __global__ void __launch_bounds__(S::kThreadsOf, 512 / S::kThreadsOf)
         const Tile rows_of_step{dy_tile(stage) + step * Tile::kBytes};
 #pragma unroll 1
         for (int part = 0; part < kParts<T>; ++part) sums.add_part(rows_of_step, columns, part);
+        if (plain_bias && sums.column0 == 0) bias_sums.add(i * kEach + j, rows_of_step, sums.row0, sums.lane);
       }
       sums.fold_sums();
+    }
+  }
+
+  if (plain_bias) {
+    if (sums.column0 == 0) {
+#pragma unroll
+      for (int i = 0; i < S::kM; ++i)
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const float sum = bias_sums.total(i, half);
+          if (sums.lane % 4 == 0) group_biases[group][sums.row0 + 16 * i + 8 * half + sums.lane / 4] = sum;
+        }
+    }
+    __syncthreads();
+    if (threadIdx.x < 64 && k0 + static_cast<int>(threadIdx.x) < a.of.k) {
+      float sum = 0;
+#pragma unroll
+      for (int g = 0; g < S::kGroups; ++g) sum += group_biases[g][threadIdx.x];
+      bias_partials[part * a.of.k + k0 + threadIdx.x] = sum;
     }
   }
 
@@ -208,7 +232,7 @@ __global__ void __launch_bounds__(S::kThreadsOf, 512 / S::kThreadsOf)
     for (int u = 0; u < 2; ++u) {
       const float sum = u == 0 ? first : second;
       if (column + u < a.columns) partials[at * a.columns + column + u] = sum;
-      if (column + u == a.columns && bias_partials) bias_partials[at] = sum;
+      if (sizeof(T) == 2 && column + u == a.columns && bias_partials) bias_partials[at] = sum;
     }
   });
 }

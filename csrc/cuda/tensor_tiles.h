@@ -136,8 +136,8 @@ __device__ inline void fold(float (&before)[4], float (&now)[4]) {
   for (int r = 0; r < 4; ++r) now[r] = 0;
 }
 
-// This thread's part of the block's product.
-template <typename P, typename S>
+// This thread's part of the block's product. `folds`: for long sums.
+template <typename P, typename S, bool folds = P::kThree>
 struct Sums {
   using T = typename P::T;
   int lane, row0, column0;  // of this warp
@@ -193,7 +193,7 @@ struct Sums {
   }
   // Ends the first stage of a long sum in fp32.
   __device__ void fold_sums() {
-    if constexpr (P::kThree) {
+    if constexpr (folds) {
 #pragma unroll
       for (int i = 0; i < S::kM; ++i)
 #pragma unroll
@@ -235,7 +235,7 @@ struct Sums {
   __device__ int column_at(int j) const { return column0 + 8 * j + lane % 4 * 2; }
 
   float d[S::kM][S::kN][4] = {};
-  float before[P::kThree ? S::kM : 1][P::kThree ? S::kN : 1][4] = {};
+  float before[folds ? S::kM : 1][folds ? S::kN : 1][4] = {};
 };
 
 // Σ over k of the rows of a: of 16-bit elements by a product with ones; of fp32, of which TF32 has only some

@@ -48,6 +48,8 @@ VECTOR_ACCESSES = {
     "reduce_channels_kernel": "load",
     "scatter_add_kernel": "load store",
     "scatter_add_rows_kernel": "store",
+    "stem_conv_kernel": "",  # whether memory has 16 bytes is found at run time
+    "stem_weight_grad_kernel": "",
     "transpose_kernel": "",
     "unpool_adjoint_chunks_kernel": "",
     "unpool_adjoint_kernel": "",

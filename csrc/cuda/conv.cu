@@ -3,23 +3,43 @@
 #include "conv_families.h"
 #include "dispatch.h"
 #include "launch.h"
+#include "primitives.cuh"
 
 namespace fastops {
 namespace cuda {
 namespace {
 
-// One thread per element of dw, which is where it lies in the parts: (k, tap, channel); then of db.
+// An element of dw, which is where it lies in the parts: (k, tap, channel); then of db. With few elements and
+// many parts, `sharers` threads have every sharers-th part of an element each, or its sum would be one long
+// wait for memory; they add up in order.
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
     finish_weight_grad_kernel(const Acc<T>* partials, T* dw, T* db, int64_t splits, int64_t k, int64_t taps,
-                              int64_t channels, bool channels_last) {
-  const int64_t weights = k * taps * channels;
-  const Acc<T>* const bias = partials + splits * weights;
-  for (int64_t i = first_item(); i < weights + (db ? k : 0); i += item_stride()) {
-    const bool is_weight = i < weights;
-    const Acc<T>* part = is_weight ? partials + i : bias + (i - weights);
-    Acc<T> sum = 0;
-    for (int64_t s = 0; s < splits; ++s, part += is_weight ? weights : k) sum += *part;
+                              int64_t channels, bool channels_last, int sharers) {
+  using A = Acc<T>;
+  FASTOPS_SHARED(sums, A[kThreads]);
+  const int t = static_cast<int>(threadIdx.x), each = kThreads / sharers, share = t / each;
+  const int64_t weights = k * taps * channels, all = weights + (db ? k : 0);
+  const A* const bias = partials + splits * weights;
+  const int64_t step = int64_t{gridDim.x} * each;
+  for (int64_t first = int64_t{blockIdx.x} * each; first < all; first += step) {
+    const int64_t i = first + t % each;
+    const bool exists = i < all, is_weight = i < weights;
+    const int64_t pitch = is_weight ? weights : k;
+    A sum = 0;
+    if (exists) {
+      const A* const part = is_weight ? partials + i : bias + (i - weights);
+#pragma unroll 4
+      for (int64_t s = share; s < splits; s += sharers) sum += part[s * pitch];
+    }
+    if (sharers > 1) {
+      __syncthreads();  // the sums of the elements before have been read
+      sums[t] = sum;
+      __syncthreads();
+      if (share == 0)
+        for (int j = 1; j < sharers; ++j) sum += sums[t + j * each];
+    }
+    if (!exists || share > 0) continue;
     if (!is_weight) {
       db[i - weights] = from_acc<T>(sum);
     } else if (channels_last) {
@@ -57,9 +77,11 @@ void finish_weight_grad(const ConvParams& p, int64_t splits, const void* partial
   const int64_t channels = p.c / p.groups, taps = conv_taps(p);
   dispatch_floating(p.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    launch("finish_weight_grad", finish_weight_grad_kernel<T>, blocks_for(p.k * (taps * channels + 1)),
-           kThreads, 0, stream, static_cast<const Acc<T>*>(partials), static_cast<T*>(dw),
-           static_cast<T*>(db), splits, p.k, taps, channels, p.weight_channels_last);
+    const int64_t elements = p.k * (taps * channels + 1);
+    const int sharers = splits >= 32 && elements < int64_t{1} << 20 ? 8 : 1;
+    launch("finish_weight_grad", finish_weight_grad_kernel<T>, blocks_for(elements * sharers), kThreads, 0,
+           stream, static_cast<const Acc<T>*>(partials), static_cast<T*>(dw), static_cast<T*>(db), splits,
+           p.k, taps, channels, p.weight_channels_last, sharers);
   });
 }
 

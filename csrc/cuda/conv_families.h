@@ -2,7 +2,7 @@
 //
 // Weight gradients are computed in plan.splits parts of the sum over n and the pixels. Part s leaves, in
 // the accumulation type, partials[s][k][tap][channel of the group] and then, for all s, sums of dy:
-// bias_partials[s][k]; finish_weight_grad adds them up in the order of s.
+// bias_partials[s][k]; finish_weight_grad adds them up, in a fixed order.
 #pragma once
 
 #include "../conv_plan.h"

@@ -9,10 +9,10 @@
 namespace fastops {
 namespace {
 
-// Whether coordinates, and offsets inside an image, are small enough for 32 bits.
+// Whether coordinates, also those of a run's windows, are small enough for 32 bits.
 bool fits_depthwise(int64_t in, int64_t out, int64_t kernel, int64_t stride, int64_t pad, int64_t dilation) {
   constexpr int64_t limit = int64_t{1} << 28;
-  return in < limit && out < limit && kernel < limit && stride < limit && pad < limit && dilation < limit &&
+  return in < limit && out < limit && kernel < limit && 8 * stride < limit && pad < limit && dilation < limit &&
          (kernel - 1) * dilation < limit && out * stride < limit;
 }
 
@@ -53,11 +53,11 @@ ConvPlan depthwise_plan(const ConvParams& p, ConvPass pass, const Device& device
   } else {
     plan.blocks = lanes.tiles * ceil_div(runs, slots);
   }
-  if (plan.blocks == 0) plan.blocks = 1;
+  plan.blocks = imax(plan.blocks, 1);
 
   // A run's instructions for each of its channels: of a row of taps, a load of each source element, its
   // conversion, and whether it exists (shared by a vector), and the products. Four warps issue at once, as
-  // many lanes multiply; unused lanes and the ends of runs take as long as all others.
+  // many lanes multiply; threads without a run and the ends of runs take as long as all others.
   const double along = static_cast<double>(p.channels_last ? p.kernel.w : p.kernel.h) /
                        static_cast<double>(input_grad ? (p.channels_last ? phases_w : phases_h) : 1);
   const double across = static_cast<double>(p.channels_last ? p.kernel.h : p.kernel.w) /
@@ -78,13 +78,14 @@ ConvPlan depthwise_plan(const ConvParams& p, ConvPass pass, const Device& device
   // L1 takes 64 bytes of a warp's access per clock at best, and no more than one access of a warp.
   const double level1 = terms * across * elements * std::max(static_cast<double>(bytes) / 64, 1 / (32 * v));
   const double each = std::max(std::max(issue, multiply), level1) / kReach;
-  const double threads = static_cast<double>(runs * lanes.tiles * lanes.lanes) * v;
+  const int64_t rounds = weight ? ceil_div(imax(runs, 1), plan.splits * slots) : 1;
+  const double threads = static_cast<double>(kDepthwiseThreads * rounds) * v;  // of one channel, in a block
   PlanCost cost;
-  cost.block_clocks = threads * each / static_cast<double>(plan.blocks);
+  cost.block_clocks = threads * each / static_cast<double>(units);
   // Rows of the source that a block reads for its results, beyond which all is found in L1; and what the ends
   // of a run share with its neighbours.
   const double source = terms * r * step * step * std::min(across / step, 3.0) * (1 + along / (r * step * 4));
-  cost.block_bytes = threads * source * static_cast<double>(bytes) / static_cast<double>(plan.blocks);
+  cost.block_bytes = threads * source * static_cast<double>(bytes);
   cost.launches = weight ? 2 : 1;
   if (weight)
     cost.more_bytes = static_cast<double>(2 * plan.splits * p.k * conv_taps(p) * (bytes == 8 ? 8 : 4));

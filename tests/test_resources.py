@@ -27,6 +27,9 @@ VECTOR_ACCESSES = {
     "band_u8_kernel": "load store",
     "bounds_kernel": "",
     "claim_kernel": "",
+    "depthwise_backward_kernel": "load store",
+    "depthwise_kernel": "load store",
+    "depthwise_weight_grad_kernel": "load",  # its sums are single elements
     "direct_conv_kernel": "load",  # what it writes is neighbours of neighbouring threads
     "direct_kernel": "load store",
     "direct_weight_grad_kernel": "load",

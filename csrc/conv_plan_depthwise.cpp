@@ -12,8 +12,8 @@ namespace {
 // Whether coordinates, also those of a run's windows, are small enough for 32 bits.
 bool fits_depthwise(int64_t in, int64_t out, int64_t kernel, int64_t stride, int64_t pad, int64_t dilation) {
   constexpr int64_t limit = int64_t{1} << 28;
-  return in < limit && out < limit && kernel < limit && 8 * stride < limit && pad < limit && dilation < limit &&
-         (kernel - 1) * dilation < limit && out * stride < limit;
+  return in < limit && out < limit && kernel < limit && 8 * stride < limit && pad < limit &&
+         dilation < limit && (kernel - 1) * dilation < limit && out * stride < limit;
 }
 
 }  // namespace

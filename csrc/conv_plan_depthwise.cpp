@@ -45,11 +45,13 @@ ConvPlan depthwise_plan(const ConvParams& p, ConvPass pass, const Device& device
   // Runs of a channel, in all phases.
   const int64_t runs = p.n * phases_h * phases_w *
                        (p.channels_last ? grid_h * ceil_div(grid_w, run) : grid_w * ceil_div(grid_h, run));
-  const int64_t slots = lanes.slots(), units = weight ? DepthwiseTaps(p).units : 1;
-  plan.tile = {slots * run, lanes.lanes * width, weight ? DepthwiseTaps(p).along : 1, 1};
+  const DepthwiseTaps taps(p);
+  const int64_t slots = weight ? taps.run_warps * 32 / lanes.lanes : lanes.slots();
+  plan.tile = {slots * run, lanes.lanes * width, weight ? taps.along : 1, 1};
   if (weight) {
-    plan.splits = depthwise_splits(p, lanes, lanes.tiles * units, runs, device);
-    plan.blocks = lanes.tiles * units * plan.splits;
+    const int64_t blocks = lanes.tiles * taps.groups;
+    plan.splits = depthwise_splits(p, blocks, taps.warps(), slots, runs, device);
+    plan.blocks = blocks * plan.splits;
   } else {
     plan.blocks = lanes.tiles * ceil_div(runs, slots);
   }
@@ -71,20 +73,21 @@ ConvPlan depthwise_plan(const ConvParams& p, ConvPass pass, const Device& device
   const double terms = input_grad ? static_cast<double>(depthwise_multiplier(p)) : 1;
   const double convert = bytes == 2 ? 1 : 0;
   const double products = terms * across * r * along;
-  const double loads = terms * across * elements * (3 / v + convert) +
-                       (weight ? static_cast<double>(units) * r * (2 / v + convert) : 2 * along * across / v);
+  const double loads =
+      terms * across * elements * (3 / v + convert) +
+      (weight ? static_cast<double>(taps.units) * r * (2 / v + convert) : 2 * along * across / v);
   const double issue = (products + loads + 2 * r) / 128;
   const double multiply = products / (bytes == 8 ? rates(device).fp64 / 2 : rates(device).fp32 / 2);
   // L1 takes 64 bytes of a warp's access per clock at best, and no more than one access of a warp.
   const double level1 = terms * across * elements * std::max(static_cast<double>(bytes) / 64, 1 / (32 * v));
   const double each = std::max(std::max(issue, multiply), level1) / kReach;
   const int64_t rounds = weight ? ceil_div(imax(runs, 1), plan.splits * slots) : 1;
-  const double threads = static_cast<double>(kDepthwiseThreads * rounds) * v;  // of one channel, in a block
+  const double threads = static_cast<double>(slots * lanes.lanes * rounds) * v;  // of one channel, in a block
   PlanCost cost;
-  cost.block_clocks = threads * each / static_cast<double>(units);
-  // Rows of the source that a block reads for its results, beyond which all is found in L1; and what the ends
-  // of a run share with its neighbours.
-  const double source = terms * r * step * step * std::min(across / step, 3.0) * (1 + along / (r * step * 4));
+  cost.block_clocks = threads * each / static_cast<double>(weight ? taps.groups : 1);
+  // Through the L2 cache: the source with the rows around a block's, of which it finds some again in L1; what
+  // the ends of runs share with their neighbours is there. In the weight gradient, dy too.
+  const double source = terms * r * step * step * std::min(across / step, 2.0) + (weight ? r : 0);
   cost.block_bytes = threads * source * static_cast<double>(bytes);
   cost.launches = weight ? 2 : 1;
   if (weight)

@@ -9,11 +9,11 @@
 namespace fastops {
 namespace {
 
-// Whether coordinates, and offsets inside an image, are small enough for 32 bits.
+// Whether coordinates, also those of a run's windows, are small enough for 32 bits.
 bool fits_depthwise(int64_t in, int64_t out, int64_t kernel, int64_t stride, int64_t pad, int64_t dilation) {
   constexpr int64_t limit = int64_t{1} << 28;
-  return in < limit && out < limit && kernel < limit && stride < limit && pad < limit && dilation < limit &&
-         (kernel - 1) * dilation < limit && out * stride < limit;
+  return in < limit && out < limit && kernel < limit && 8 * stride < limit && pad < limit &&
+         dilation < limit && (kernel - 1) * dilation < limit && out * stride < limit;
 }
 
 }  // namespace
@@ -45,19 +45,21 @@ ConvPlan depthwise_plan(const ConvParams& p, ConvPass pass, const Device& device
   // Runs of a channel, in all phases.
   const int64_t runs = p.n * phases_h * phases_w *
                        (p.channels_last ? grid_h * ceil_div(grid_w, run) : grid_w * ceil_div(grid_h, run));
-  const int64_t slots = lanes.slots(), units = weight ? DepthwiseTaps(p).units : 1;
-  plan.tile = {slots * run, lanes.lanes * width, weight ? DepthwiseTaps(p).along : 1, 1};
+  const DepthwiseTaps taps(p);
+  const int64_t slots = weight ? taps.run_warps * 32 / lanes.lanes : lanes.slots();
+  plan.tile = {slots * run, lanes.lanes * width, weight ? taps.along : 1, 1};
   if (weight) {
-    plan.splits = depthwise_splits(p, lanes, lanes.tiles * units, runs, device);
-    plan.blocks = lanes.tiles * units * plan.splits;
+    const int64_t blocks = lanes.tiles * taps.groups;
+    plan.splits = depthwise_splits(p, blocks, taps.warps(), slots, runs, device);
+    plan.blocks = blocks * plan.splits;
   } else {
     plan.blocks = lanes.tiles * ceil_div(runs, slots);
   }
-  if (plan.blocks == 0) plan.blocks = 1;
+  plan.blocks = imax(plan.blocks, 1);
 
   // A run's instructions for each of its channels: of a row of taps, a load of each source element, its
   // conversion, and whether it exists (shared by a vector), and the products. Four warps issue at once, as
-  // many lanes multiply; unused lanes and the ends of runs take as long as all others.
+  // many lanes multiply; threads without a run and the ends of runs take as long as all others.
   const double along = static_cast<double>(p.channels_last ? p.kernel.w : p.kernel.h) /
                        static_cast<double>(input_grad ? (p.channels_last ? phases_w : phases_h) : 1);
   const double across = static_cast<double>(p.channels_last ? p.kernel.h : p.kernel.w) /
@@ -71,20 +73,22 @@ ConvPlan depthwise_plan(const ConvParams& p, ConvPass pass, const Device& device
   const double terms = input_grad ? static_cast<double>(depthwise_multiplier(p)) : 1;
   const double convert = bytes == 2 ? 1 : 0;
   const double products = terms * across * r * along;
-  const double loads = terms * across * elements * (3 / v + convert) +
-                       (weight ? static_cast<double>(units) * r * (2 / v + convert) : 2 * along * across / v);
+  const double loads =
+      terms * across * elements * (3 / v + convert) +
+      (weight ? static_cast<double>(taps.units) * r * (2 / v + convert) : 2 * along * across / v);
   const double issue = (products + loads + 2 * r) / 128;
   const double multiply = products / (bytes == 8 ? rates(device).fp64 / 2 : rates(device).fp32 / 2);
   // L1 takes 64 bytes of a warp's access per clock at best, and no more than one access of a warp.
   const double level1 = terms * across * elements * std::max(static_cast<double>(bytes) / 64, 1 / (32 * v));
   const double each = std::max(std::max(issue, multiply), level1) / kReach;
-  const double threads = static_cast<double>(runs * lanes.tiles * lanes.lanes) * v;
+  const int64_t rounds = weight ? ceil_div(imax(runs, 1), plan.splits * slots) : 1;
+  const double threads = static_cast<double>(slots * lanes.lanes * rounds) * v;  // of one channel, in a block
   PlanCost cost;
-  cost.block_clocks = threads * each / static_cast<double>(plan.blocks);
-  // Rows of the source that a block reads for its results, beyond which all is found in L1; and what the ends
-  // of a run share with its neighbours.
-  const double source = terms * r * step * step * std::min(across / step, 3.0) * (1 + along / (r * step * 4));
-  cost.block_bytes = threads * source * static_cast<double>(bytes) / static_cast<double>(plan.blocks);
+  cost.block_clocks = threads * each / static_cast<double>(weight ? taps.groups : 1);
+  // Through the L2 cache: the source with the rows around a block's, of which it finds some again in L1; what
+  // the ends of runs share with their neighbours is there. In the weight gradient, dy too.
+  const double source = terms * r * step * step * std::min(across / step, 2.0) + (weight ? r : 0);
+  cost.block_bytes = threads * source * static_cast<double>(bytes);
   cost.launches = weight ? 2 : 1;
   if (weight)
     cost.more_bytes = static_cast<double>(2 * plan.splits * p.k * conv_taps(p) * (bytes == 8 ? 8 : 4));

@@ -64,27 +64,38 @@ inline int64_t depthwise_reps(int64_t blocks, const Device& device) {
   return imax(1, imin(4, blocks / (8 * device.multiprocessors)));
 }
 
-// Neighbouring taps that a thread of the weight gradient has in registers along its run, and rows of them:
-// 3 × 3 all, larger kernels row by row.
+// Taps that a thread of the weight gradient has in registers, a unit: neighbours along its run, and rows of
+// them; of 3 × 3 taps all, of larger kernels a row of up to 7. The warps of a block have the units of a
+// kernel, up to 8 of them, for the same runs, so that they find x and dy in the L1 cache; if there are few
+// units, several warps share out the runs.
+constexpr int kDepthwiseMostWarps = 8;
 struct DepthwiseTaps {
-  int64_t along, across;  // of a thread
+  int64_t along, across;  // of a unit
   int64_t units;          // that make the kernel
+  int64_t groups, units_at_once, run_warps;
+
   explicit DepthwiseTaps(const ConvParams& p) {
     const int64_t k_along = p.channels_last ? p.kernel.w : p.kernel.h;
     const int64_t k_across = p.channels_last ? p.kernel.h : p.kernel.w;
     along = k_along <= 3 ? 3 : k_along <= 5 ? 5 : 7;
     across = along == 3 ? 3 : 1;
     units = ceil_div(k_along, along) * ceil_div(k_across, across);
+    groups = ceil_div(units, kDepthwiseMostWarps);
+    units_at_once = ceil_div(units, groups);
+    run_warps = imax(1, 4 / units_at_once);
   }
+  int64_t warps() const { return units_at_once * run_warps; }
 };
 
-// Into how many parts a sum over `runs` is cut: as fill the device twice with the blocks that it holds, four
-// to a multiprocessor; a part has a round of runs at least, and all take 64 MiB at most.
-inline int64_t depthwise_splits(const ConvParams& p, const DepthwiseLanes& lanes, int64_t blocks,
+// Into how many parts a sum over `runs` is cut, where a part takes `blocks` blocks of so many warps, which
+// have `slots` runs at once: as fill the device twice with 16 warps a multiprocessor; a part has a round of
+// runs at least, and all take 64 MiB at most.
+inline int64_t depthwise_splits(const ConvParams& p, int64_t blocks, int64_t warps, int64_t slots,
                                 int64_t runs, const Device& device) {
   const int64_t bytes = p.k * (conv_taps(p) + 1) * (p.dtype == DType::kF64 ? 8 : 4);
-  const int64_t wanted = ceil_div(8 * device.multiprocessors, blocks);
-  return imax(1, imin(wanted, imin(runs / lanes.slots(), (int64_t{64} << 20) / bytes)));
+  const int64_t wanted = ceil_div(32 * device.multiprocessors, blocks * warps);
+  const int64_t fewest = imax(1, ceil_div(runs, int64_t{1} << 30));  // kernels count them in 32 bits
+  return imax(fewest, imin(wanted, imin(runs / slots, (int64_t{64} << 20) / bytes)));
 }
 
 }  // namespace fastops

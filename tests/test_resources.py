@@ -29,6 +29,9 @@ VECTOR_ACCESSES = {
     "claim_kernel": "",
     "conv_gemm_kernel": "load store",
     "conv_gemm_weight_grad_kernel": "load",  # its parts are written by pairs of neighbours
+    "depthwise_backward_kernel": "load store",
+    "depthwise_kernel": "load store",
+    "depthwise_weight_grad_kernel": "load",  # its sums are single elements
     "direct_conv_kernel": "load",  # what it writes is neighbours of neighbouring threads
     "direct_kernel": "load store",
     "direct_weight_grad_kernel": "load",

@@ -206,6 +206,7 @@ void run_depthwise(const char* name, const ConvParams& p, bool input_grad, const
       // Weights in shared memory serve a block several times.
       if (!planes) args.reps = static_cast<int>(depthwise_reps(groups * each, current_device()));
       const int64_t blocks = ceil_div(groups, args.reps) * each;
+      if (blocks == 0) return;
       if (blocks >= int64_t{1} << 31)
         throw std::invalid_argument("fastops: convolution: the tensor is too large");
       const auto start = [&](auto most, auto step) {

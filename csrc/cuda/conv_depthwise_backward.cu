@@ -97,15 +97,16 @@ __global__ void __launch_bounds__(kDepthwiseThreads, 4)
     }
   }
 
-  add_up_block<planes ? 1 : kMostLanes<width>>(a.lanes, sums, [&](int value, int of_lane, int u, A sum) {
-    const int k = first_channel + of_lane * width + u;
-    if (k >= a.channels) return;
-    const int64_t filter = int64_t{split} * a.channels + k;
-    if (value < count)
-      partials[filter * count + tap_of(value)] = sum;
-    else if (bias_partials != nullptr)
-      bias_partials[filter] = sum;
-  });
+  add_up_block<kDepthwiseThreads / 32, planes ? 1 : kMostLanes<width>>(
+      a.lanes, 1, sums, [&](int, int value, int of_lane, int u, A sum) {
+        const int k = first_channel + of_lane * width + u;
+        if (k >= a.channels) return;
+        const int64_t filter = int64_t{split} * a.channels + k;
+        if (value < count)
+          partials[filter * count + tap_of(value)] = sum;
+        else if (bias_partials != nullptr)
+          bias_partials[filter] = sum;
+      });
 }
 
 // Channels of a thread, whose sums of all taps take 36 to 50 registers.
@@ -131,7 +132,8 @@ int64_t depthwise_backward_splits(const ConvParams& p, const Device& device) {
       p.channels_last && p.c % backward_width(p.kernel.h) == 0 ? backward_width(p.kernel.h) : 1;
   const DepthwiseLanes lanes(p.channels_last, p.c, width, element_bytes(p.dtype));
   const int64_t along = p.channels_last ? p.in.w : p.in.h, across = p.channels_last ? p.in.h : p.in.w;
-  return depthwise_splits(p, lanes, lanes.tiles, p.n * across * ceil_div(along, kBackwardRun), device);
+  return depthwise_splits(p, lanes.tiles, kDepthwiseThreads / 32, lanes.slots(),
+                          p.n * across * ceil_div(along, kBackwardRun), device);
 }
 
 void depthwise_backward(const ConvParams& p, const ConvPlan& plan, const void* dy, const void* x,

@@ -3,11 +3,10 @@
 //   dw[k][tap] = Σ over n and the pixels of dy of dy[pixel][k] · x[where the tap of the pixel lies][k /
 //   multiplier]
 //
-// A block has one tile of channels, one unit of taps and its split's part of the runs; each of its threads
-// takes every so many-th run, and keeps the sums of all taps of the unit in registers: of 3 × 3 taps all
-// nine, of larger kernels a row of up to 7. So x and dy are read from memory once: the units that want them
-// again, next to each other in the grid, find them in the cache. In the end a block adds up its threads' sums
-// in a fixed order.
+// A block has one tile of channels and its split's part of the runs. Each of its warps has a unit of taps,
+// whose sums its threads keep in registers: of 3 × 3 taps all nine, of larger kernels a row of up to 7. So x
+// and dy are read from memory once, and from the L1 cache by the warps of the other units, which go through
+// the same runs. In the end the threads' sums are added up in a fixed order.
 #include "conv_depthwise.h"
 #include "conv_depthwise_sums.h"
 
@@ -16,34 +15,42 @@ namespace cuda {
 namespace {
 
 template <typename T, int width, int rows, int taps, int step, bool planes>
-__global__ void __launch_bounds__(kDepthwiseThreads, 4)
-    depthwise_weight_grad_kernel(DepthwiseArgs a, int row_units, int units, int64_t share, const T* dy,
-                                 const T* x, Acc<T>* partials, Acc<T>* bias_partials) {
+__global__ void __launch_bounds__(32 * kDepthwiseMostWarps, 2)
+    depthwise_weight_grad_kernel(DepthwiseArgs a, int row_units, int units, int unit_groups,
+                                 int units_at_once, int64_t share, const T* dy, const T* x, Acc<T>* partials,
+                                 Acc<T>* bias_partials) {
   using A = Acc<T>;
   constexpr int run = kRun<T, step>, count = rows * taps;
   const DepthwiseAxis& along = a.along[0];
   const DepthwiseAxis& across = a.across[0];
-  const unsigned outer = blockIdx.x / static_cast<unsigned>(units);
-  const int unit = static_cast<int>(blockIdx.x - outer * static_cast<unsigned>(units));
+  const unsigned outer = blockIdx.x / static_cast<unsigned>(unit_groups);
+  const int first_unit =
+      static_cast<int>(blockIdx.x - outer * static_cast<unsigned>(unit_groups)) * units_at_once;
   const unsigned split = outer / static_cast<unsigned>(a.channel_tiles);
   const int tile = static_cast<int>(outer - split * static_cast<unsigned>(a.channel_tiles));
-  const int row_unit = unit / row_units;
-  const int row0 = row_unit * rows, tap0 = (unit - row_unit * row_units) * taps;
-  const int lane = static_cast<int>(threadIdx.x) & (a.lanes - 1),
-            slot = static_cast<int>(threadIdx.x) / a.lanes;
+  const int warp = static_cast<int>(threadIdx.x) / 32, of_warp = static_cast<int>(threadIdx.x) % 32;
+  const int run_warp = warp / units_at_once, unit = first_unit + warp - run_warp * units_at_once;
+  // The unit's first row and column of taps.
+  const auto row_of_unit = [&](int number) { return number / row_units * rows; };
+  const auto tap_of_unit = [&](int number) { return number % row_units * taps; };
+  const int row0 = row_of_unit(unit), tap0 = tap_of_unit(unit);
+  const int lane = of_warp & (a.lanes - 1), slots_of_warp = 32 / a.lanes;
+  const int slots = static_cast<int>(blockDim.x) / 32 / units_at_once * slots_of_warp;
+  const int slot = run_warp * slots_of_warp + of_warp / a.lanes;
   const int first_channel = tile * a.lanes * width, channel = first_channel + lane * width;
   const int from_channel = a.by_multiplier(channel);
   const bool with_bias = bias_partials != nullptr && unit == 0;
   const int64_t runs = a.n * along.runs * across.grid;
-  const int64_t end = (split + 1) * share < runs ? (split + 1) * share : runs;
+  const int64_t first = split * share, left = runs - first < share ? runs - first : share;
+  const int end = unit < units && channel < a.channels ? static_cast<int>(left) : 0;
 
   A sums[count + 1][width] = {};  // the last: of dy
-  for (int64_t index = split * share + slot; index < end && channel < a.channels;
-       index += kDepthwiseThreads / a.lanes) {
-    const RunPlace at = run_at<planes, run>(along, across, index);
-    const T* const dy_run = dy + at.image * a.result_n + channel * a.result_c + at.across * a.result_across +
+  for (int i = slot; i < end; i += slots) {
+    const RunPlace at = run_at<planes, run>(along, across, first + i);
+    const int image = static_cast<int>(at.image);
+    const T* const dy_run = dy + image * a.result_n + channel * a.result_c + at.across * a.result_across +
                             int64_t{at.along} * a.result_along;
-    const T* const plane = x + at.image * a.source_n + from_channel * a.source_c;
+    const T* const plane = x + image * a.source_n + from_channel * a.source_c;
     const int column = at.along * along.step + along.off0 + tap0 * along.off_step;
     const auto row_of = [&](int r) {
       const int row = at.across * across.step + across.off0 + (row0 + r) * across.off_step;
@@ -111,17 +118,19 @@ __global__ void __launch_bounds__(kDepthwiseThreads, 4)
     }
   }
 
-  add_up_block<planes ? 1 : kMostLanes<width>>(a.lanes, sums, [&](int value, int of_lane, int u, A sum) {
-    const int k = first_channel + of_lane * width + u;
-    if (k >= a.channels) return;
+  const auto put = [&](int of_unit, int value, int of_lane, int u, A sum) {
+    const int k = first_channel + of_lane * width + u, number = first_unit + of_unit;
+    if (k >= a.channels || number >= units) return;
     const int64_t filter = int64_t{split} * a.channels + k;
-    const int r = row0 + value / taps, s = tap0 + value % taps;
     if (value == count) {
-      if (with_bias) bias_partials[filter] = sum;
-    } else if (r < across.taps && s < along.taps) {
-      partials[filter * a.taps + r * a.tap_across + s * a.tap_along] = sum;
+      if (bias_partials != nullptr && number == 0) bias_partials[filter] = sum;
+      return;
     }
-  });
+    const int r = row_of_unit(number) + value / taps, s = tap_of_unit(number) + value % taps;
+    if (r < across.taps && s < along.taps)
+      partials[filter * a.taps + r * a.tap_across + s * a.tap_along] = sum;
+  };
+  add_up_block<kDepthwiseMostWarps, planes ? 1 : kMostLanes<width>>(a.lanes, units_at_once, sums, put);
 }
 
 }  // namespace
@@ -143,7 +152,7 @@ void depthwise_weight_grad(const ConvParams& p, const ConvPlan& plan, const void
       args.channel_tiles = static_cast<int>(lanes.tiles);
       const DepthwiseTaps taps(p);
       const int64_t runs = p.n * args.along[0].runs * args.across[0].grid;
-      const int64_t blocks = taps.units * lanes.tiles * plan.splits;
+      const int64_t blocks = taps.groups * lanes.tiles * plan.splits;
       if (blocks >= int64_t{1} << 31)
         throw std::invalid_argument("fastops: convolution: the tensor is too large");
       dispatch_step(sliding, [&](auto step) {
@@ -151,8 +160,9 @@ void depthwise_weight_grad(const ConvParams& p, const ConvPlan& plan, const void
           launch("conv_weight_grad",
                  depthwise_weight_grad_kernel<T, width, decltype(rows)::value, decltype(along)::value,
                                               decltype(step)::value, planes>,
-                 static_cast<unsigned>(blocks), kDepthwiseThreads, 0, stream, args,
+                 static_cast<unsigned>(blocks), static_cast<unsigned>(32 * taps.warps()), 0, stream, args,
                  static_cast<int>(ceil_div(args.along[0].taps, taps.along)), static_cast<int>(taps.units),
+                 static_cast<int>(taps.groups), static_cast<int>(taps.units_at_once),
                  ceil_div(runs, plan.splits), static_cast<const T*>(dy), static_cast<const T*>(x),
                  static_cast<A*>(partials), static_cast<A*>(bias_partials));
         };

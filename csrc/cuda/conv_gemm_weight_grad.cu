@@ -150,6 +150,7 @@ __global__ void __launch_bounds__(S::kThreadsOf, 512 / S::kThreadsOf)
   using T = typename P::T;
   using O = Operands<T, S, vectors>;
   FASTOPS_SHARED(table, Column[S::kColumns]);
+  FASTOPS_SHARED(bias_rows, float[S::kRows]);
   unsigned char* const shared = dynamic_shared<unsigned char>();
 
   int64_t block = blockIdx.x;
@@ -182,6 +183,7 @@ __global__ void __launch_bounds__(S::kThreadsOf, 512 / S::kThreadsOf)
   Sums<P, S> sums;
   RowSums<T, S> bias_sums;
   const bool with_bias = bias_partials && column0 == 0 && sums.column0 == 0;
+  if (with_bias) bias_sums.begin(bias_rows + sums.row0, sums.lane);
 #pragma unroll
   for (int step = 0; step < kStages - 1; ++step) copy(step);
   for (int step = 0; step < steps; ++step) {
@@ -205,16 +207,11 @@ __global__ void __launch_bounds__(S::kThreadsOf, 512 / S::kThreadsOf)
     if (c < a.c) at[0] = first;
     if (c + 1 < a.c) at[1] = second;
   });
-  if (with_bias) {
-#pragma unroll
-    for (int i = 0; i < S::kM; ++i)
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int row = row0 + sums.row0 + 16 * i + 8 * half + sums.lane / 4;
-        const float sum = bias_sums.total(i, half);
-        if (row < a.k && sums.lane % 4 == 0) bias_partials[part * a.all_k + group * a.k + row] = sum;
-      }
-  }
+  if (with_bias)
+    bias_sums.for_each(sums.lane, [&](int row, float sum) {
+      row += row0 + sums.row0;
+      if (row < a.k) bias_partials[part * a.all_k + group * a.k + row] = sum;
+    });
 }
 
 }  // namespace

@@ -159,6 +159,8 @@ __global__ void __launch_bounds__(S::kThreadsOf, S::kThreadsOf < 512 ? 512 / S::
   // The bias: of 16-bit types the sums of the column of ones; of fp32, which TF32 would round, plain ones.
   RowSums<T, S> bias_sums;
   const bool plain_bias = sizeof(T) == 4 && bias_partials && first_column == 0;
+  const bool in_this_warp = plain_bias && sums.column0 == 0;
+  if (in_this_warp) bias_sums.begin(group_biases[group] + sums.row0, sums.lane);
 
   // Each time a tile is brought, and the one before is multiplied.
   for (int i = 0; i <= tiles; ++i) {
@@ -187,15 +189,8 @@ __global__ void __launch_bounds__(S::kThreadsOf, S::kThreadsOf < 512 ? 512 / S::
   }
 
   if (plain_bias) {
-    if (sums.column0 == 0) {
-#pragma unroll
-      for (int i = 0; i < S::kM; ++i)
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          const float sum = bias_sums.total(i, half);
-          if (sums.lane % 4 == 0) group_biases[group][sums.row0 + 16 * i + 8 * half + sums.lane / 4] = sum;
-        }
-    }
+    if (in_this_warp)
+      bias_sums.for_each(sums.lane, [&](int row, float sum) { group_biases[group][sums.row0 + row] = sum; });
     __syncthreads();
     if (threadIdx.x < 64 && k0 + static_cast<int>(threadIdx.x) < a.of.k) {
       float sum = 0;

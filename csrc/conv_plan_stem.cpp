@@ -101,7 +101,7 @@ ConvPlan grad_plan(const ConvParams& p, int64_t tile_columns, const Device& devi
   const double work = std::max(multiply, std::max(shared, issue)) / kReach;
 
   ConvPlan best;
-  const int64_t threads = (tile_columns == 160 ? 160 : 128) * (is_three(p) ? 2 : 1);
+  const int64_t threads = (tile_columns == 160 ? 160 : 128) * (is_three(p) ? 4 : bytes == 4 ? 2 : 1);
   for (int64_t wave = 1, waves = resident(threads, of.shared, device); wave <= waves; ++wave) {
     ConvPlan plan;
     plan.kernel = ConvKernel::kStem;
@@ -149,6 +149,7 @@ ConvPlan stem_plan(const ConvParams& p, ConvPass pass, const Device& device) {
     }
   } else {
     for (const int64_t columns : {160, 64, 32}) {
+      if (columns == 160 && is_three(p)) continue;  // more sums than registers
       const ConvPlan plan = grad_plan(p, columns, device);
       if (best.blocks == 0 || plan.seconds < best.seconds) best = plan;
     }

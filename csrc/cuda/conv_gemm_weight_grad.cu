@@ -150,7 +150,6 @@ __global__ void __launch_bounds__(S::kThreadsOf, 512 / S::kThreadsOf)
   using T = typename P::T;
   using O = Operands<T, S, vectors>;
   FASTOPS_SHARED(table, Column[S::kColumns]);
-  FASTOPS_SHARED(bias_rows, float[S::kRows]);
   unsigned char* const shared = dynamic_shared<unsigned char>();
 
   int64_t block = blockIdx.x;
@@ -183,7 +182,6 @@ __global__ void __launch_bounds__(S::kThreadsOf, 512 / S::kThreadsOf)
   Sums<P, S> sums;
   RowSums<T, S> bias_sums;
   const bool with_bias = bias_partials && column0 == 0 && sums.column0 == 0;
-  if (with_bias) bias_sums.begin(bias_rows + sums.row0, sums.lane);
 #pragma unroll
   for (int step = 0; step < kStages - 1; ++step) copy(step);
   for (int step = 0; step < steps; ++step) {

@@ -18,12 +18,16 @@ struct StemGradArgs {
   bool vectors;
 };
 
-// A warp has 64 channels × 32 columns, or a quarter of the channels where three products for one, and sums in
-// two stages, want registers. If there are fewer columns than for all warps, several groups of warps share a
-// tile's pixels instead, and add up at the end.
-template <int columns, int groups, bool three>
-struct GradShape : Shape<three ? 4 : 1, columns / 32, three ? 1 : 4, 4> {
-  static constexpr int kGroups = groups, kThreadsOf = 32 * groups * (columns / 32) * (three ? 4 : 1);
+// A warp has 64 channels × 32 columns; in TF32 half of the channels, and a quarter where three products for
+// one, and sums in two stages, want registers. If there are fewer columns than for all warps, several groups
+// of warps share a tile's pixels instead, and add up at the end.
+template <typename P>
+constexpr int kWarpsAlong = P::kThree                    ? 4
+                            : sizeof(typename P::T) == 4 ? 2
+                                                         : 1;
+template <int columns, int groups, typename P>
+struct GradShape : Shape<kWarpsAlong<P>, columns / 32, 4 / kWarpsAlong<P>, 4> {
+  static constexpr int kGroups = groups, kThreadsOf = 32 * groups * (columns / 32) * kWarpsAlong<P>;
 };
 
 constexpr int kSteps = 4;  // of a tile: 64 bytes of pixels each
@@ -117,7 +121,7 @@ struct PatchColumns {
 };
 
 template <typename P, typename S, bool channels_last>
-__global__ void __launch_bounds__(S::kThreadsOf, S::kThreadsOf < 512 ? 512 / S::kThreadsOf : 1)
+__global__ void __launch_bounds__(S::kThreadsOf, 512 / S::kThreadsOf)
     stem_weight_grad_kernel(const __grid_constant__ StemGradArgs a, const typename P::T* dy,
                             const typename P::T* x, float* partials, float* bias_partials) {
   using T = typename P::T;
@@ -160,7 +164,6 @@ __global__ void __launch_bounds__(S::kThreadsOf, S::kThreadsOf < 512 ? 512 / S::
   RowSums<T, S> bias_sums;
   const bool plain_bias = sizeof(T) == 4 && bias_partials && first_column == 0;
   const bool in_this_warp = plain_bias && sums.column0 == 0;
-  if (in_this_warp) bias_sums.begin(group_biases[group] + sums.row0, sums.lane);
 
   // Each time a tile is brought, and the one before is multiplied.
   for (int i = 0; i <= tiles; ++i) {
@@ -265,12 +268,12 @@ void stem_weight_grad(const ConvParams& p, const ConvPlan& plan, const void* dy,
       else
         start(shape, std::false_type{});
     };
-    if (plan.tile.n == 160)
-      with_shape(GradShape<160, 1, P::kThree>{});
-    else if (plan.tile.n == 64)
-      with_shape(GradShape<64, 2, P::kThree>{});
+    if constexpr (!P::kThree)
+      if (plan.tile.n == 160) return with_shape(GradShape<160, 1, P>{});
+    if (plan.tile.n == 64)
+      with_shape(GradShape<64, 2, P>{});
     else
-      with_shape(GradShape<32, 4, P::kThree>{});
+      with_shape(GradShape<32, 4, P>{});
   });
 }
 

@@ -239,18 +239,9 @@ struct Sums {
 };
 
 // Σ over k of the rows of a: of 16-bit elements by a product with ones; of fp32, of which TF32 has only some
-// bits, by plain additions, each thread of what it holds. Those are collected in shared memory: a place for
-// each row of the warp, which belongs to the first of the four lanes that hold the row.
+// bits, by plain additions, each thread of what it holds.
 template <typename T, typename S>
 struct RowSums {
-  // For the warps that go on to call the rest.
-  __device__ void begin(float* of_warp, int lane) {
-    collected = of_warp;
-    if (kPlain && lane % 4 == 0) {
-#pragma unroll
-      for (int i = 0; i < 2 * S::kM; ++i) collected[8 * i + lane / 4] = 0;
-    }
-  }
   template <typename A>
   __device__ void add(int step, const A& a_tile, int row0, int lane) {
     const uint32_t one = std::is_same<T, __half>::value ? 0x3C003C00u : 0x3F803F80u;
@@ -269,36 +260,30 @@ struct RowSums {
           mma<T>(now[i], a, ones);
         }
       }
-    if (step % kFold == kFold - 1) collect(lane);
+    if constexpr (kPlain)
+      if (step % kFold == kFold - 1) {
+#pragma unroll
+        for (int i = 0; i < 2 * S::kM; ++i) before[i / 2][i % 2] += now[i / 2][i % 2], now[i / 2][i % 2] = 0;
+      }
   }
   // Calls f(row of the warp, sum), in one lane for each row.
   template <typename F>
-  __device__ void for_each(int lane, F f) {
-    collect(lane);
-    if (lane % 4 == 0) {
+  __device__ void for_each(int lane, F f) const {
 #pragma unroll
-      for (int i = 0; i < 2 * S::kM; ++i)
-        f(8 * i + lane / 4, kPlain ? collected[8 * i + lane / 4] : now[i / 2][kPlain ? 0 : i % 2 * 2]);
+    for (int i = 0; i < 2 * S::kM; ++i) {
+      float sum = now[i / 2][kPlain ? i % 2 : i % 2 * 2];
+      if constexpr (kPlain) {
+        sum += before[i / 2][i % 2];
+        sum += __shfl_xor_sync(~0u, sum, 1);
+        sum += __shfl_xor_sync(~0u, sum, 2);
+      }
+      if (lane % 4 == 0) f(8 * i + lane / 4, sum);
     }
   }
 
  private:
-  __device__ void collect(int lane) {
-    if constexpr (kPlain) {
-#pragma unroll
-      for (int i = 0; i < 2 * S::kM; ++i) {
-        float sum = now[i / 2][i % 2];
-        sum += __shfl_xor_sync(~0u, sum, 1);
-        sum += __shfl_xor_sync(~0u, sum, 2);
-        if (lane % 4 == 0) collected[8 * i + lane / 4] += sum;
-        now[i / 2][i % 2] = 0;
-      }
-    }
-  }
-
   static constexpr bool kPlain = sizeof(T) == 4;
-  float now[S::kM][kPlain ? 2 : 4] = {};
-  float* collected = nullptr;
+  float now[S::kM][kPlain ? 2 : 4] = {}, before[kPlain ? S::kM : 1][2] = {};
 };
 
 }  // namespace

@@ -94,7 +94,7 @@ inline int64_t depthwise_splits(const ConvParams& p, int64_t blocks, int64_t war
                                 int64_t runs, const Device& device) {
   const int64_t bytes = p.k * (conv_taps(p) + 1) * (p.dtype == DType::kF64 ? 8 : 4);
   const int64_t wanted = ceil_div(32 * device.multiprocessors, blocks * warps);
-  const int64_t fewest = imax(1, ceil_div(runs, int64_t{1} << 30));  // kernels count them in 32 bits
+  const int64_t fewest = imax(1, ceil_div(runs, int64_t{1} << 29));  // kernels count them in 32 bits
   return imax(fewest, imin(wanted, imin(runs / slots, (int64_t{64} << 20) / bytes)));
 }
 

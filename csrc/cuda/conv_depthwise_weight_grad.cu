@@ -14,13 +14,17 @@ namespace fastops {
 namespace cuda {
 namespace {
 
+// Of dy. Where a vector's sums leave few registers, or its elements take most, half as long as elsewhere.
+template <typename T, int width, int taps, int step>
+constexpr int kGradRun = width == 4 && (taps == 3 || sizeof(T) == 4) ? 4 : kRun<T, step>;
+
 template <typename T, int width, int rows, int taps, int step, bool planes>
 __global__ void __launch_bounds__(32 * kDepthwiseMostWarps, 2)
     depthwise_weight_grad_kernel(DepthwiseArgs a, int row_units, int units, int unit_groups,
                                  int units_at_once, int64_t share, const T* dy, const T* x, Acc<T>* partials,
                                  Acc<T>* bias_partials) {
   using A = Acc<T>;
-  constexpr int run = kRun<T, step>, count = rows * taps;
+  constexpr int run = kGradRun<T, width, taps, step>, count = rows * taps;
   const DepthwiseAxis& along = a.along[0];
   const DepthwiseAxis& across = a.across[0];
   const unsigned outer = blockIdx.x / static_cast<unsigned>(unit_groups);
@@ -38,19 +42,18 @@ __global__ void __launch_bounds__(32 * kDepthwiseMostWarps, 2)
   const int slots = static_cast<int>(blockDim.x) / 32 / units_at_once * slots_of_warp;
   const int slot = run_warp * slots_of_warp + of_warp / a.lanes;
   const int first_channel = tile * a.lanes * width, channel = first_channel + lane * width;
-  const int from_channel = a.by_multiplier(channel);
   const bool with_bias = bias_partials != nullptr && unit == 0;
   const int64_t runs = a.n * along.runs * across.grid;
   const int64_t first = split * share, left = runs - first < share ? runs - first : share;
   const int end = unit < units && channel < a.channels ? static_cast<int>(left) : 0;
 
   A sums[count + 1][width] = {};  // the last: of dy
-  for (int i = slot; i < end; i += slots) {
-    const RunPlace at = run_at<planes, run>(along, across, first + i);
+  for (int number = slot; number < end; number += slots) {
+    const RunPlace at = run_at<planes, run>(along, across, first + number);
     const int image = static_cast<int>(at.image);
     const T* const dy_run = dy + image * a.result_n + channel * a.result_c + at.across * a.result_across +
                             int64_t{at.along} * a.result_along;
-    const T* const plane = x + image * a.source_n + from_channel * a.source_c;
+    const T* const plane = x + image * a.source_n + a.by_multiplier(channel) * a.source_c;
     const int column = at.along * along.step + along.off0 + tap0 * along.off_step;
     const auto row_of = [&](int r) {
       const int row = at.across * across.step + across.off0 + (row0 + r) * across.off_step;
@@ -143,32 +146,33 @@ void depthwise_weight_grad(const ConvParams& p, const ConvPlan& plan, const void
   dispatch_floating(p.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     using A = Acc<T>;
-    DepthwiseArgs args(p, false, depthwise_run(sizeof(A), sliding));
     dispatch_depthwise<T>(p, address(x) | address(dy), [&](auto channels, auto layout) {
       constexpr int width = decltype(channels)::value;
       constexpr bool planes = decltype(layout)::value;
-      const DepthwiseLanes lanes(!planes, args.channels, width, sizeof(T));
-      args.lanes = static_cast<int>(lanes.lanes);
-      args.channel_tiles = static_cast<int>(lanes.tiles);
-      const DepthwiseTaps taps(p);
-      const int64_t runs = p.n * args.along[0].runs * args.across[0].grid;
-      const int64_t blocks = taps.groups * lanes.tiles * plan.splits;
+      const DepthwiseLanes lanes(!planes, p.k, width, sizeof(T));
+      const DepthwiseTaps units(p);
+      const int64_t blocks = units.groups * lanes.tiles * plan.splits;
       if (blocks >= int64_t{1} << 31)
         throw std::invalid_argument("fastops: convolution: the tensor is too large");
       dispatch_step(sliding, [&](auto step) {
-        const auto start = [&](auto rows, auto along) {
+        const auto start = [&](auto rows, auto taps) {
+          constexpr int of_row = decltype(taps)::value;
+          DepthwiseArgs args(p, false, kGradRun<T, width, of_row, decltype(step)::value>);
+          args.lanes = static_cast<int>(lanes.lanes);
+          args.channel_tiles = static_cast<int>(lanes.tiles);
+          const int64_t runs = p.n * args.along[0].runs * args.across[0].grid;
           launch("conv_weight_grad",
-                 depthwise_weight_grad_kernel<T, width, decltype(rows)::value, decltype(along)::value,
-                                              decltype(step)::value, planes>,
-                 static_cast<unsigned>(blocks), static_cast<unsigned>(32 * taps.warps()), 0, stream, args,
-                 static_cast<int>(ceil_div(args.along[0].taps, taps.along)), static_cast<int>(taps.units),
-                 static_cast<int>(taps.groups), static_cast<int>(taps.units_at_once),
+                 depthwise_weight_grad_kernel<T, width, decltype(rows)::value, of_row, decltype(step)::value,
+                                              planes>,
+                 static_cast<unsigned>(blocks), static_cast<unsigned>(32 * units.warps()), 0, stream, args,
+                 static_cast<int>(ceil_div(args.along[0].taps, of_row)), static_cast<int>(units.units),
+                 static_cast<int>(units.groups), static_cast<int>(units.units_at_once),
                  ceil_div(runs, plan.splits), static_cast<const T*>(dy), static_cast<const T*>(x),
                  static_cast<A*>(partials), static_cast<A*>(bias_partials));
         };
-        if (taps.along == 3)
+        if (units.along == 3)
           start(Width<3>(), Width<3>());
-        else if (taps.along == 5)
+        else if (units.along == 5)
           start(Width<1>(), Width<5>());
         else
           start(Width<1>(), Width<7>());

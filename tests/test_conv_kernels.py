@@ -398,6 +398,22 @@ def direct_conv_params(
     return conv_params(spec, (n, 1, *size), (k, 1, 1, 1), (n, k, *out), dtype, memory_format, memory_format)
 
 
+@every_layout
+@pytest.mark.parametrize("tf32", [False, True], ids=["strict", "tf32"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_stem_is_chosen(dtype: torch.dtype, tf32: bool, channels_last: bool) -> None:
+    """For ResNet's and VGG's first layers, in both passes that have kernels of their own."""
+    memory_format = layout.CHANNELS_LAST if channels_last else layout.CONTIGUOUS
+    for kernel, stride in ((7, 2), (3, 1)):
+        spec = ConvSpec((stride, stride), (kernel // 2, kernel // 2), (1, 1), 1)
+        shapes = (64, 3, 224, 224), (64, 3, kernel, kernel), (64, 64, 224 // stride, 224 // stride)
+        params = conv_params.__wrapped__(spec, *shapes, dtype, memory_format, memory_format)
+        params.tf32 = tf32
+        for pass_ in (_C.ConvPass.forward, _C.ConvPass.weight_grad):
+            assert _C.conv_plan(params, pass_, GPU).kernel == K.stem
+        assert _C.conv_plan(params, _C.ConvPass.input_grad, GPU).kernel != K.stem
+
+
 @backends
 def test_too_large(backend: str) -> None:
     """The kernels count along an axis in 32 bits, and say so where that is not enough."""

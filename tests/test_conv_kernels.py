@@ -107,7 +107,7 @@ DEPTHWISE = [
     Conv(1, 8, 8, (9, 8), (2, 4), "depthwise asymmetric", padding=(0, 1), extra=(1, 1), groups=8),
     Conv(1, 4, 4, (20, 21), (13, 13), "depthwise large kernel", padding=(6, 6), groups=4),
     Conv(1, 72, 72, (5, 9), (3, 3), "depthwise tiles of channels", padding=(1, 1), groups=72),
-    Conv(1, 4, 4, (192, 256), (3, 3), "depthwise weights used again", padding=(1, 1), groups=4),
+    Conv(2, 4, 4, (3072, 1), (3, 1), "depthwise weights used again", padding=(1, 0), groups=4),
     Conv(2, 4, 4, (3072, 1), (17, 1), "depthwise weights in parts used again", padding=(8, 0), groups=4),
     Conv(2, 6, 12, (21, 18), (8, 9), "multiplier 2 kernel in parts", stride=(1, 2), padding=(4, 4), groups=6),
     Conv(1, 8, 8, (10, 9), (3, 5), "depthwise stride 2 along one axis", stride=(2, 1), padding=(1, 2), groups=8),

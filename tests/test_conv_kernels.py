@@ -125,7 +125,7 @@ STEMS = [
     Conv(1, 4, 40, (13, 17), (7, 7), "stem of many taps", stride=(2, 2), padding=(3, 3)),
     Conv(2, 1, 9, (14, 50), (4, 5), "stem stride 3 and 1", stride=(3, 1), padding=(1, 2), extra=(1, 0)),
     Conv(1, 3, 24, (19, 30), (4, 4), "patches", stride=(4, 4)),
-    Conv(560, 1, 8, (3, 18), (3, 3), "more images than blocks"),
+    Conv(40, 1, 8, (3, 18), (3, 3), "more images than blocks"),
 ]  # fmt: skip
 
 # Which cases each family of kernels is tried on.

@@ -348,3 +348,27 @@ def test_direct_weight_grad(nhwc: bool, machine: Emulated | OnGpu) -> None:
     expected = F.conv2d(x[:, -1:].cpu().double(), dy[:, -1:].cpu().double(), padding=1)
     torch.testing.assert_close(dw[-1:].cpu().double(), expected, rtol=1e-2, atol=1e-2)
     torch.testing.assert_close(db[-1].cpu().double(), dy[0, -1].cpu().double().sum(), rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("nhwc", [False, True], ids=["nchw", "nhwc"])
+def test_stem(nhwc: bool, machine: Emulated | OnGpu) -> None:
+    """So many channels that the last block has the last ones, of all images."""
+    if isinstance(machine, Emulated):
+        machine.run_last_block_of(1024)
+    n, k, size, some = 17, 2**17, (32, 32), 64
+    params = direct_conv(1, size, 1, 1, nhwc)
+    params.n, params.k, params.kernel_family = n, k, _C.ConvKernel.stem
+    x, y = machine.zeros((n, 1, *size)), machine.zeros((n, *size, k) if nhwc else (n, k, *size))
+    assert y.numel() > 2**31
+    w = values(k * 9, machine.device).view(k, 1, 3, 3)
+    x[-1, 0] = values(x[-1, 0].numel(), machine.device).view(size)
+    machine.launch("conv", params, x, w, None, y)
+    last = (y.permute(0, 3, 1, 2) if nhwc else y)[-1:, -some:]
+    expected = F.conv2d(x[-1:].cpu().double(), w[-some:].cpu().double(), padding=1)
+    torch.testing.assert_close(last.cpu().double(), expected, rtol=1e-2, atol=1e-2)
+    last.copy_(values(last.numel(), machine.device).view(last.shape))
+    dw, db = machine.zeros((k, 1, 3, 3)), machine.zeros((k,))
+    machine.launch("conv_weight_grad", params, y, x, dw, db)
+    # The last block of those that add up the parts has the last elements: db's.
+    expected = last.cpu().double().sum((0, 2, 3))
+    torch.testing.assert_close(db[-some:].cpu().double(), expected, rtol=1e-2, atol=1e-2)

@@ -372,3 +372,48 @@ def test_stem(nhwc: bool, machine: Emulated | OnGpu) -> None:
     # The last block of those that add up the parts has the last elements: db's.
     expected = last.cpu().double().sum((0, 2, 3))
     torch.testing.assert_close(db[-some:].cpu().double(), expected, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("nhwc", [False, True], ids=["nchw", "nhwc"])
+def test_gemm_conv(nhwc: bool, machine: Emulated | OnGpu) -> None:
+    """So many images that the last block has the last one's last pixels."""
+    n, channels, size, some = 2**15 + 1, 16, (64, 64), 64
+    params = direct_conv(channels, size, 1, 1, nhwc)
+    params.n, params.kernel_family = n, _C.ConvKernel.gemm
+    x, y = (
+        machine.zeros((n, *size, channels)).permute(0, 3, 1, 2)
+        if nhwc
+        else machine.zeros((n, channels, *size))
+        for _ in range(2)
+    )
+    assert x.numel() > 2**31
+    w = values(channels * channels * 9, machine.device).view(channels, channels, 3, 3)
+    x[-1] = values(x[-1].numel(), machine.device).view(x[-1].shape)
+    machine.launch("conv", params, x, w, None, y)
+    expected = F.conv2d(x[-1:].cpu().double(), w.cpu().double(), padding=1)
+    last = y[-1:, :, -1, -some:].cpu().double()
+    torch.testing.assert_close(last, expected[:, :, -1, -some:], rtol=1e-2, atol=5e-2)
+    y[-1] = values(y[-1].numel(), machine.device).view(y[-1].shape).flip(0)
+    machine.launch("conv_input_grad", params, y, w, None, x)
+    expected = F.conv_transpose2d(y[-1:].cpu().double(), w.cpu().double(), padding=1)
+    last = x[-1:, :, -1, -some:].cpu().double()
+    torch.testing.assert_close(last, expected[:, :, -1, -some:], rtol=1e-2, atol=5e-2)
+
+
+@pytest.mark.parametrize("nhwc", [False, True], ids=["nchw", "nhwc"])
+def test_gemm_weight_grad(nhwc: bool, machine: Emulated | OnGpu) -> None:
+    """So many channels that the last block has the last ones, of all images; db is the last to be written."""
+    if isinstance(machine, Emulated):
+        machine.run_last_block_of(512)
+    n, k, size, some = 17, 2**17, (32, 32), 64
+    params = direct_conv(8, size, 1, 1, nhwc)
+    params.n, params.k, params.kernel, params.pad = n, k, (1, 1, 1), (0, 0, 0)
+    params.kernel_family = _C.ConvKernel.gemm
+    x, dy = machine.zeros((n, 8, *size)), machine.zeros((n, *size, k) if nhwc else (n, k, *size))
+    assert dy.numel() > 2**31
+    last = (dy.permute(0, 3, 1, 2) if nhwc else dy)[-1:, -some:]
+    last.copy_(values(last.numel(), machine.device).view(last.shape))
+    dw, db = machine.zeros((k, 8, 1, 1)), machine.zeros((k,))
+    machine.launch("conv_weight_grad", params, dy, x, dw, db)
+    expected = last.cpu().double().sum((0, 2, 3))
+    torch.testing.assert_close(db[-some:].cpu().double(), expected, rtol=1e-2, atol=1e-2)

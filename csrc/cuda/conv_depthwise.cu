@@ -6,13 +6,14 @@
 // taps costs 8 + s − 1 loads for 32 · s multiplications. Rows of a kernel read the source again, from the L1
 // cache. Stride phases of the input gradient are problems of their own, in one launch; no zero is multiplied.
 //
-// On 31 × 31: 961 taps are 1,922 operations for an output. The FP32 cores do 256 per clock and multiprocessor,
-// and this kernel perhaps 70 % of them: 10.7 clocks. On tensor cores a row of taps is the product with a banded
-// (Toeplitz) matrix: 16 neighbouring outputs from 46 inputs, 48 with padding, so 2 · 48 · 31 = 2,976
-// operations an output, 1.2 clocks at the 2,540 of mma.sync. Each channel has a matrix of its own, whose
-// fragments are 3 · 512 bytes for a row of taps: kept for four products of 8 rows of outputs they are 93 bytes
-// of shared memory an output, and the inputs, 48 · 8 elements of 2 bytes for 16 · 8 outputs and each row of
-// taps, 186. In all 280 bytes, 2.2 clocks at 128 a clock. It would pay, some 4 to 5 times; it is not here yet.
+// On 31 × 31: 961 taps are 1,922 operations for an output. The FP32 cores do 256 per clock and
+// multiprocessor, and this kernel perhaps 70 % of them: 10.7 clocks. On tensor cores a row of taps is the
+// product with a banded (Toeplitz) matrix: 16 neighbouring outputs from 46 inputs, 48 with padding, so 2 · 48
+// · 31 = 2,976 operations an output, 1.2 clocks at the 2,540 of mma.sync. Each channel has a matrix of its
+// own, whose fragments are 3 · 512 bytes for a row of taps: kept for four products of 8 rows of outputs they
+// are 93 bytes of shared memory an output, and the inputs, 48 · 8 elements of 2 bytes for 16 · 8 outputs and
+// each row of taps, 186. In all 280 bytes, 2.2 clocks at 128 a clock. It would pay, some 4 to 5 times; it is
+// not here yet.
 #include "conv_depthwise.h"
 
 namespace fastops {

@@ -7,13 +7,13 @@
 // cache. Stride phases of the input gradient are problems of their own, in one launch; no zero is multiplied.
 //
 // On 31 × 31: 961 taps are 1,922 operations for an output. The FP32 cores do 256 per clock and
-// multiprocessor, and this kernel some 70 % of them: 10.7 clocks. Tensor cores take one row of taps as a
-// product with a banded (Toeplitz) matrix: 16 outputs from 46 inputs, 48 with the tile's padding, so 48 · 31
-// · 2 = 2,976 operations an output. That is 1.55 times the work at 2,540 to 4,096 a clock instead of 256, of
-// which the batch of a channel's rows fills the other side of the product: 1.2 clocks, but each channel has
-// its own matrix, 31 · 48 · 16 elements of 2 bytes, 47 KB, of which only 961 differ, so that a kernel would
-// have to make the fragments from shared memory: 48 bytes · 31 rows per 16 × 8 outputs, about as many clocks
-// again. It pays, by 4 times or more, and is not here yet.
+// multiprocessor, and this kernel perhaps 70 % of them: 10.7 clocks. On tensor cores a row of taps is the
+// product with a banded (Toeplitz) matrix: 16 neighbouring outputs from 46 inputs, 48 with padding, so 2 · 48
+// · 31 = 2,976 operations an output, 1.2 clocks at the 2,540 of mma.sync. Each channel has a matrix of its
+// own, whose fragments are 3 · 512 bytes for a row of taps: kept for four products of 8 rows of outputs they
+// are 93 bytes of shared memory an output, and the inputs, 48 · 8 elements of 2 bytes for 16 · 8 outputs and
+// each row of taps, 186. In all 280 bytes, 2.2 clocks at 128 a clock. It would pay, some 4 to 5 times; it is
+// not here yet.
 #include "conv_depthwise.h"
 
 namespace fastops {

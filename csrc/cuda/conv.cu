@@ -78,7 +78,7 @@ void finish_weight_grad(const ConvParams& p, int64_t splits, const void* partial
   dispatch_floating(p.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     const int64_t elements = p.k * (taps * channels + 1);
-    const int sharers = splits >= 16 && elements < int64_t{1} << 20 ? 8 : 1;
+    const int sharers = splits >= 8 && elements < int64_t{1} << 20 ? 8 : 1;
     launch("finish_weight_grad", finish_weight_grad_kernel<T>, blocks_for(elements * sharers), kThreads, 0,
            stream, static_cast<const Acc<T>*>(partials), static_cast<T*>(dw), static_cast<T*>(db), splits,
            p.k, taps, channels, p.weight_channels_last, sharers);

@@ -20,8 +20,8 @@ struct WeightGemmArgs {
 };
 
 // A column of w: where its elements of x are, relative to a pixel's first.
-struct Column {
-  int h, w, c;  // c < 0: no column, or a channel that fills up
+struct alignas(16) Column {  // one access of shared memory
+  int h, w, c;               // c < 0: no column, or a channel that fills up
 };
 
 template <typename T>

@@ -222,8 +222,8 @@ struct Sums {
     for (int i = 0; i < S::kM; ++i)
 #pragma unroll
       for (int j = 0; j < S::kN; ++j) {
-        if constexpr (P::kThree) fold(before[i][j], d[i][j]);
-        const float (&sums)[4] = P::kThree ? before[P::kThree ? i : 0][P::kThree ? j : 0] : d[i][j];
+        if constexpr (folds) fold(before[i][j], d[i][j]);
+        const float (&sums)[4] = folds ? before[folds ? i : 0][folds ? j : 0] : d[i][j];
 #pragma unroll
         for (int half = 0; half < 2; ++half)
           f(row_at(i, half), column_at(j), sums[2 * half], sums[2 * half + 1]);

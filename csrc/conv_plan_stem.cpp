@@ -47,7 +47,7 @@ ConvPlan forward_plan(const ConvParams& p, int64_t columns, const Device& device
   const int64_t bytes = element_bytes(p.dtype), e = 16 / bytes, pixels = kStemRows * kStemColumns;
   const int64_t tiles = p.n * ceil_div(p.out.h, kStemRows) * ceil_div(p.out.w, kStemColumns);
   const int64_t column_tiles = ceil_div(p.k, columns);
-  const int64_t warps = columns == 64 && is_three(p) ? 8 : 4;  // of a block
+  const int64_t warps = is_three(p) ? 8 : 4;  // of a block
   ConvPlan plan;
   plan.kernel = ConvKernel::kStem;
   plan.tile = {pixels, columns, of.steps * 4 * e, 1};

@@ -106,6 +106,9 @@ DEPTHWISE = [
     Conv(1, 8, 8, (6, 12), (1, 7), "depthwise 1x7", padding=(0, 3), groups=8),
     Conv(1, 8, 8, (9, 8), (2, 4), "depthwise asymmetric", padding=(0, 1), extra=(1, 1), groups=8),
     Conv(1, 4, 4, (20, 21), (13, 13), "depthwise large kernel", padding=(6, 6), groups=4),
+]  # fmt: skip
+# What only the depthwise kernels have paths for.
+DEPTHWISE_TILES = [
     Conv(1, 72, 72, (5, 9), (3, 3), "depthwise tiles of channels", padding=(1, 1), groups=72),
     Conv(2, 4, 4, (3072, 1), (3, 1), "depthwise weights used again", padding=(1, 0), groups=4),
     Conv(2, 4, 4, (3072, 1), (17, 1), "depthwise weights in parts used again", padding=(8, 0), groups=4),
@@ -120,6 +123,9 @@ STEMS = [
     Conv(1, 1, 8, (12, 13), (7, 7), "grey stem", stride=(2, 2), padding=(3, 3)),
     Conv(1, 4, 20, (12, 14), (3, 3), "four channels", stride=(2, 2), padding=(1, 1)),
     Conv(1, 2, 72, (9, 40), (3, 3), "two channels", stride=(2, 2), padding=(0, 1)),
+]  # fmt: skip
+# What only the stems' kernels have paths for.
+STEM_TILES = [
     Conv(1, 3, 16, (10, 19), (3, 3), "odd distances of pixels", padding=(1, 1)),
     Conv(2, 3, 130, (20, 70), (3, 3), "stem of many K and pixels", stride=(2, 2), padding=(1, 1)),
     Conv(1, 4, 40, (13, 17), (7, 7), "stem of many taps", stride=(2, 2), padding=(3, 3)),
@@ -131,8 +137,8 @@ STEMS = [
 # Which cases each family of kernels is tried on.
 FAMILIES: dict[Any, list[Conv]] = {
     K.direct: [*DENSE, *GROUPED, *SMALL_GROUPS, *DEPTHWISE, *STEMS],
-    K.depthwise: DEPTHWISE,
-    K.stem: STEMS,
+    K.depthwise: [*DEPTHWISE, *DEPTHWISE_TILES],
+    K.stem: [*STEMS, *STEM_TILES],
     K.gemm: [*DENSE, *GROUPED, *STEMS],
 }
 # Element types, with whether fp32 is multiplied in TF32; those of each family.
@@ -403,8 +409,10 @@ def test_stem_is_chosen(dtype: torch.dtype, tf32: bool, channels_last: bool) -> 
         shapes = (64, 3, 224, 224), (64, 3, kernel, kernel), (64, 64, 224 // stride, 224 // stride)
         params = conv_params.__wrapped__(spec, *shapes, dtype, memory_format, memory_format)
         params.tf32 = tf32
-        for pass_ in (_C.ConvPass.forward, _C.ConvPass.weight_grad):
-            assert _C.conv_plan(params, pass_, GPU).kernel == K.stem
+        assert _C.conv_plan(params, _C.ConvPass.forward, GPU).kernel == K.stem
+        # Where three products stand for one, the sums of all columns are more than registers hold.
+        strict = dtype is torch.float32 and not tf32
+        assert strict or _C.conv_plan(params, _C.ConvPass.weight_grad, GPU).kernel == K.stem
         assert _C.conv_plan(params, _C.ConvPass.input_grad, GPU).kernel != K.stem
 
 

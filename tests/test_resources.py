@@ -52,7 +52,7 @@ VECTOR_ACCESSES = {
     "scatter_add_kernel": "load store",
     "scatter_add_rows_kernel": "store",
     "stem_conv_kernel": "",  # whether memory has 16 bytes is found at run time
-    "stem_weight_grad_kernel": "",
+    "stem_weight_grad_kernel": "load",
     "transpose_kernel": "",
     "unpool_adjoint_chunks_kernel": "",
     "unpool_adjoint_kernel": "",
@@ -62,6 +62,8 @@ VECTOR_ACCESSES = {
 # What every instantiation on tensor cores has: their instruction, and asynchronous copies of 16 bytes.
 TENSOR_CORES = {
     "conv_gemm_kernel": "mma copy",
+    "stem_conv_kernel": "mma",  # x has too few channels for vectors
+    "stem_weight_grad_kernel": "mma copy",
     "conv_gemm_weight_grad_kernel": "mma",  # of tensors whose channels are not whole vectors, elements
 }
 # 65,536 registers serve at least two blocks of 256 threads on a multiprocessor.
@@ -103,7 +105,8 @@ def test_tensor_cores(name: str) -> None:
     some = [k for k in kernels() if k.name == name]
     assert some
     assert [(k, what) for k in some for what in TENSOR_CORES[name].split() if k.sass[what] == 0] == []
-    assert [k for k in some if k.is_vector and k.sass["copy"] == 0] == []
+    if name.startswith("conv_gemm"):
+        assert [k for k in some if k.is_vector and k.sass["copy"] == 0] == []
 
 
 def test_table_is_up_to_date() -> None:

@@ -206,12 +206,12 @@ void stem_conv(const ConvParams& p, const ConvPlan& plan, const void* x, const v
              static_cast<size_t>(of.shared), stream, a, static_cast<const T*>(x), static_cast<const T*>(w),
              static_cast<const T*>(bias), static_cast<T*>(y));
     };
-    // A warp has 32 pixels, and 64 or 32 channels: 64 sums a thread, or 32 where three products want
-    // registers.
+    // A warp has 32 pixels, and 64 or 32 channels: 64 sums a thread, or 32; half of that where three products
+    // want registers.
     if (plan.tile.n == 64)
       start(std::conditional_t<P::kThree, Shape<4, 2, 2, 4>, Shape<4, 1, 2, 8>>{});
     else
-      start(Shape<4, 1, 2, 4>{});
+      start(std::conditional_t<P::kThree, Shape<4, 2, 2, 2>, Shape<4, 1, 2, 4>>{});
   });
 }
 

@@ -20,8 +20,8 @@ struct WeightGemmArgs {
 };
 
 // A column of w: where its elements of x are, relative to a pixel's first.
-struct alignas(16) Column {  // one access of shared memory
-  int h, w, c;               // c < 0: no column, or a channel that fills up
+struct Column {
+  int h, w, c;  // c < 0: no column, or a channel that fills up
 };
 
 template <typename T>
@@ -100,8 +100,10 @@ struct ElementOperands {
   __device__ ElementOperands(const T* dy_, const T* x_, const WeightGemmArgs& a, int row0, int column0,
                              Column* table)
       : dy(dy_ + row0 * a.dy.c), x(x_), rows(a.k - row0), columns(table) {
-    for (int i = static_cast<int>(threadIdx.x); i < S::kColumns; i += S::kThreadsOf)
-      table[i] = column_at<T>(a, column0 + i);
+    for (int i = static_cast<int>(threadIdx.x); i < S::kColumns; i += S::kThreadsOf) {
+      const Column column = column_at<T>(a, column0 + i);
+      table[i].h = column.h, table[i].w = column.w, table[i].c = column.c;
+    }
   }
   __device__ void fetch(const WeightGemmArgs& a, const PixelRun& run, int first) {
     const int t = static_cast<int>(threadIdx.x), m = first + t % kStep<T>;
@@ -117,7 +119,7 @@ struct ElementOperands {
     const int h0 = p.h * a.h.step + a.h.off0, w0 = p.w * a.w.step + a.w.off0;
 #pragma unroll
     for (int i = 0; i < kOfB; ++i) {
-      const Column column = columns[t / kStep<T> + i * kApart];
+      const Column& column = columns[t / kStep<T> + i * kApart];
       const int h = h0 + column.h * a.h.off_step, w = w0 + column.w * a.w.off_step;
       const bool inside = in_run && column.c >= 0 &&
                           static_cast<unsigned>(h) < static_cast<unsigned>(a.h.source) &&

@@ -127,12 +127,23 @@ STEMS = [
     Conv(560, 1, 8, (3, 18), (3, 3), "more images than blocks"),
 ]  # fmt: skip
 
+HOPPER = [  # beside DENSE, of which it serves what has whole 8 channels
+    Conv(1, 8, 8, (7, 9), (3, 3), "hopper plain", padding=(1, 1)),
+    Conv(2, 72, 72, (9, 10), (3, 3), "hopper tiles of channels and pixels", padding=(1, 1)),
+    Conv(3, 64, 136, (8, 8), (1, 1), "hopper images across tiles"),
+    Conv(1, 136, 8, (12, 13), (3, 2), "hopper more steps than stages", stride=(2, 1), padding=(1, 0)),
+    Conv(1, 8, 16, (23, 24), (3, 3), "hopper stride 8 and 5", stride=(8, 5), padding=(2, 1)),
+    Conv(1, 8, 8, (40, 37), (2, 3), "hopper dilation 30 and 17", padding=(15, 17), dilation=(30, 17)),
+    Conv(2, 8, 8, (6, 5), (2, 2), "hopper padding beyond the kernel", padding=(4, 3), extra=(0, 1)),
+]  # fmt: skip
+
 # Which cases each family of kernels is tried on.
 FAMILIES: dict[Any, list[Conv]] = {
     K.direct: [*DENSE, *GROUPED, *SMALL_GROUPS, *DEPTHWISE, *STEMS],
     K.depthwise: DEPTHWISE,
     K.stem: STEMS,
     K.gemm: [*DENSE, *GROUPED, *STEMS],
+    K.hopper: [*HOPPER, *DENSE],
 }
 TABLE = [
     pytest.param(kernel, case, id=f"{kernel.name}-{case}")

@@ -29,22 +29,20 @@ __device__ __forceinline__ uint32_t shared_address(const void* p) {
 // phase has parity 0. One thread makes it, and fences before others, or copies, get to know it.
 __device__ __forceinline__ void barrier_init(uint64_t* barrier, uint32_t arrivals) {
   FASTOPS_SM90(asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)),
-                            "r"(arrivals)
-                            : "memory"));
+                            "r"(arrivals) : "memory"));
 }
 __device__ __forceinline__ void fence_barrier_init() {
-  FASTOPS_SM90(asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"));
+  FASTOPS_SM90(asm volatile("fence.mbarrier_init.release.cluster;" :: : "memory"));
 }
 __device__ __forceinline__ void barrier_arrive(uint64_t* barrier) {
-  FASTOPS_SM90(asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier))
-                            : "memory"));
+  FASTOPS_SM90(
+      asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory"));
 }
 // Arrives, and says that the phase has to see so many bytes of copies too.
 __device__ __forceinline__ void barrier_arrive_expect(uint64_t* barrier, uint32_t bytes) {
   FASTOPS_SM90(
       asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)),
-                   "r"(bytes)
-                   : "memory"));
+                   "r"(bytes) : "memory"));
 }
 // Waits until the phase with this parity is over: the current one, or the one before it. Whoever falls behind
 // by two phases waits for the wrong one.
@@ -66,7 +64,7 @@ __device__ __forceinline__ void barrier_wait(uint64_t* barrier, uint32_t parity)
 
 // Shared memory that threads have written is seen by copies and products that are issued after.
 __device__ __forceinline__ void fence_proxy_async() {
-  FASTOPS_SM90(asm volatile("fence.proxy.async.shared::cta;" ::: "memory"));
+  FASTOPS_SM90(asm volatile("fence.proxy.async.shared::cta;" :: : "memory"));
 }
 
 // ---- copies of boxes of tensors -------------------------------------------------------------------------
@@ -82,16 +80,14 @@ __device__ __forceinline__ void tensor_copy_2d(void* to, const CUtensorMap* map,
   FASTOPS_SM90(asm volatile(
       "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, "
       "%4}], [%2];" ::"r"(shared_address(to)),
-      "l"(map), "r"(shared_address(barrier)), "r"(x), "r"(y)
-      : "memory"));
+      "l"(map), "r"(shared_address(barrier)), "r"(x), "r"(y) : "memory"));
 }
 __device__ __forceinline__ void tensor_copy_3d(void* to, const CUtensorMap* map, uint64_t* barrier, int x,
                                                int y, int z) {
   FASTOPS_SM90(asm volatile(
       "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, "
       "%4, %5}], [%2];" ::"r"(shared_address(to)),
-      "l"(map), "r"(shared_address(barrier)), "r"(x), "r"(y), "r"(z)
-      : "memory"));
+      "l"(map), "r"(shared_address(barrier)), "r"(x), "r"(y), "r"(z) : "memory"));
 }
 // Pixels of an NHWC tensor one after the other, as windows lie: from the window whose first element is (n, h,
 // w) on, the element of each at (more_h, more_w) from its first one; channels from c on.
@@ -100,8 +96,8 @@ __device__ __forceinline__ void tensor_copy_im2col(void* to, const CUtensorMap* 
   FASTOPS_SM90(asm volatile(
       "cp.async.bulk.tensor.4d.shared::cluster.global.im2col.mbarrier::complete_tx::bytes [%0], [%1, {%3, "
       "%4, %5, %6}], [%2], {%7, %8};" ::"r"(shared_address(to)),
-      "l"(map), "r"(shared_address(barrier)), "r"(c), "r"(w), "r"(h), "r"(n), "h"(more_w), "h"(more_h)
-      : "memory"));
+      "l"(map), "r"(shared_address(barrier)), "r"(c), "r"(w), "r"(h), "r"(n), "h"(more_w),
+      "h"(more_h) : "memory"));
 }
 
 // ---- products of a warpgroup ----------------------------------------------------------------------------
@@ -111,11 +107,11 @@ template <int count>
 __device__ __forceinline__ void wgmma_fence(float (&d)[count]) {
 #pragma unroll
   for (int i = 0; i < count; ++i) asm volatile("" : "+f"(d[i])::"memory");
-  FASTOPS_SM90(asm volatile("wgmma.fence.sync.aligned;" ::: "memory"));
+  FASTOPS_SM90(asm volatile("wgmma.fence.sync.aligned;" :: : "memory"));
 }
 // Makes a group of the products since the last commit.
 __device__ __forceinline__ void wgmma_commit() {
-  FASTOPS_SM90(asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"));
+  FASTOPS_SM90(asm volatile("wgmma.commit_group.sync.aligned;" :: : "memory"));
 }
 // Waits until at most the newest `groups_left` groups are still under way: the others no longer read shared
 // memory; only if none is left are the accumulators to be looked at.
@@ -126,24 +122,26 @@ __device__ __forceinline__ void wgmma_wait(float (&d)[count]) {
   for (int i = 0; i < count; ++i) asm volatile("" : "+f"(d[i])::"memory");
 }
 
-#define FASTOPS_WGMMA_64(TYPE) \
-  asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32." TYPE "." TYPE " {" \
-               "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, " \
+#define FASTOPS_WGMMA_64(TYPE)                                                                              \
+  asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32." TYPE "." TYPE                                  \
+               " {"                                                                                         \
+               "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, "      \
                "%19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, %32, %33, 1, 1, 1, 0, 0;" \
-               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), \
-                 "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), \
+               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]),        \
+                 "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]),    \
                  "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), \
                  "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), \
-                 "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]) \
+                 "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])                                         \
                : "l"(a), "l"(b))
-#define FASTOPS_WGMMA_128(TYPE) \
-  asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32." TYPE "." TYPE " {" \
-               "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, " \
-               "%19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, " \
-               "%36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, " \
-               "%53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, %64, %65, 1, 1, 1, 0, 0;" \
-               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), \
-                 "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), \
+#define FASTOPS_WGMMA_128(TYPE)                                                                             \
+  asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32." TYPE "." TYPE                                 \
+               " {"                                                                                         \
+               "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, "      \
+               "%19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, "      \
+               "%36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, "      \
+               "%53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, %64, %65, 1, 1, 1, 0, 0;"           \
+               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]),        \
+                 "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]),    \
                  "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), \
                  "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), \
                  "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]), "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), \
@@ -151,7 +149,7 @@ __device__ __forceinline__ void wgmma_wait(float (&d)[count]) {
                  "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]), "+f"(d[48]), \
                  "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]), \
                  "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), \
-                 "+f"(d[63]) \
+                 "+f"(d[63])                                                                                \
                : "l"(a), "l"(b))
 
 // d += a · bᵀ of a warpgroup: a is 64×16, b 64×16 or 128×16, both by matrix_descriptor(). Thread 32·w + l

@@ -286,8 +286,8 @@ void tensor_copy(void* to, const CUtensorMap* of, void* p, int rank, const int* 
   TensorCopy copy = {p, pieces_of(map, static_cast<char*>(to), first, more), Async::self().index, 0};
   check_shared(to, 16 * copy.pieces.size(), "tensor_copy", site);
   for (Piece& piece : copy.pieces) {
-    piece.to = const_cast<char*>(processor->arena()) +
-               swizzled(static_cast<size_t>(piece.to - processor->arena()));
+    piece.to =
+        const_cast<char*>(processor->arena()) + swizzled(static_cast<size_t>(piece.to - processor->arena()));
     copy.ticket = race::copy(piece.to, piece.from, 16, __builtin_return_address(0));
   }
   async.copies.push_back(std::move(copy));

@@ -65,8 +65,8 @@ std::unordered_map<uintptr_t, std::unique_ptr<Cell[]>> pages;
 std::vector<std::pair<uintptr_t, uintptr_t>> ignored;
 std::unordered_map<uintptr_t, Seen> told;  // by atomics, by address
 std::vector<Agent> agents;
-// Barriers of sm_90a: what this phase and the one before were given. Of the block's own agents: these barriers
-// are shared memory.
+// Barriers of sm_90a: what this phase and the one before were given. Of the block's own agents: these
+// barriers are shared memory.
 struct Phases {
   Clock given, over;
 };
@@ -99,7 +99,8 @@ std::string place(const void* code) {
   std::string found;
   if (FILE* pipe = popen(command, "r")) {
     while (std::fgets(line, sizeof line, pipe))
-      if (found.empty() && line[0] != '?' && !std::strstr(line, "emulation.h") && !std::strstr(line, "async.h"))
+      if (found.empty() && line[0] != '?' && !std::strstr(line, "emulation.h") &&
+          !std::strstr(line, "async.h"))
         found.assign(line, std::strcspn(line, "\n "));
     pclose(pipe);
   }

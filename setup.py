@@ -178,6 +178,7 @@ class BuildWithNinja(build_ext):
             host_flags = ",".join(["-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", *extra])
             nvcc = [escape(cuda.nvcc), "-MD", "-MF", "$out.d", "-std=c++17", "-O3", "-lineinfo"]
             nvcc += ["--expt-relaxed-constexpr", "-Xcompiler", host_flags, *gencode(cuda.archs)]
+            nvcc += ["-DFASTOPS_SM90A"] if "90a" in cuda.archs else []
             nvcc += ["-Werror", "all-warnings"] if strict else []
             ninja.rule("cuda", [*nvcc, "-c", "$in", "-o", "$out"])
             objects += [

@@ -146,7 +146,8 @@ void bind_params(py::module_& m) {
       .field("shared_bytes", &Device::shared_bytes)
       .field("l2_bytes", &Device::l2_bytes)
       .field("clock_hz", &Device::clock_hz)
-      .field("bandwidth", &Device::bandwidth);
+      .field("bandwidth", &Device::bandwidth)
+      .field("hopper_kernels", &Device::hopper_kernels);
   ParamsClass<ConvTile>(m, "ConvTile")
       .field("m", &ConvTile::m)
       .field("n", &ConvTile::n)

@@ -110,8 +110,10 @@ ConvPlan conv_plan(const ConvParams& p, ConvPass pass, const Device& device) {
     return plan_of(p.kernel_family, p, pass, device);
   }
   ConvPlan best = direct_plan(p, pass, device);
-  for (const ConvKernel kernel : {ConvKernel::kDepthwise, ConvKernel::kStem, ConvKernel::kGemm}) {
+  for (const ConvKernel kernel :
+       {ConvKernel::kDepthwise, ConvKernel::kStem, ConvKernel::kGemm, ConvKernel::kHopper}) {
     if (!conv_kernel_serves(kernel, p, pass, device)) continue;
+    if (kernel == ConvKernel::kHopper && !device.hopper_kernels) continue;
     const ConvPlan plan = plan_of(kernel, p, pass, device);
     if (plan.seconds < best.seconds) best = plan;
   }

@@ -12,7 +12,8 @@ struct Device {
   int64_t shared_bytes = 232448;  // that a block may have
   int64_t l2_bytes = 50 << 20;
   double clock_hz = 1.785e9;
-  double bandwidth = 4.3e12;  // bytes per second, read and written, of a device copy
+  double bandwidth = 4.3e12;    // bytes per second, read and written, of a device copy
+  bool hopper_kernels = false;  // whether kernels for sm_90a are chosen where they serve
 };
 
 }  // namespace fastops

@@ -73,6 +73,7 @@ class Device:
     l2_bytes: int
     clock_hz: float
     bandwidth: float
+    hopper_kernels: bool
     def __init__(self, **fields: Any) -> None: ...
 class ConvTile:
     fields: ClassVar[tuple[str, ...]]

@@ -60,6 +60,17 @@ def _ops(kernels: Any) -> list[str]:
     return sorted(name for name in names if not name.endswith("_workspace"))
 
 
+def sm90(archs: str) -> str | None:
+    """What becomes of the kernels for Hopper in a build for these architectures."""
+    if "90a" not in archs.split(";"):
+        return None
+    if os.environ.get("FASTOPS_SM90") == "1":
+        return "its kernels are on, by FASTOPS_SM90=1"
+    return (
+        "its kernels are off until their conformance test has run on hardware; FASTOPS_SM90=1 turns them on"
+    )
+
+
 def built() -> dict[str, Any]:
     """What the compiled module has in it."""
     report: dict[str, Any] = {"version": fastops.__version__, "folder": fastops.__path__[0]}
@@ -73,6 +84,7 @@ def built() -> dict[str, Any]:
         "usable_isas": module.usable_isas(),
         "cuda": module.cuda_version or None,
         "cuda_archs": module.cuda_archs or None,
+        "sm90": sm90(module.cuda_archs),
     }
 
 
@@ -263,6 +275,7 @@ def prescription(report: dict[str, Any]) -> str:
             f"  built    by compiler {build['compiler']}",
             f"  CPU      {report['isa']} ({isas})",
             f"  CUDA     {cuda or 'not compiled in: there was no nvcc, or FASTOPS_CUDA=0'}",
+            *([f"  sm_90a   {build['sm90']}"] if build["sm90"] else []),
         ]
     shared = f"OpenMP runtime {report['openmp']}" if report["openmp"] else "made anew for each call"
     if report["isa"] is None:

@@ -68,6 +68,8 @@ SASS = {
     "local": r"\b(?:LDL|STL)\b",
     "copy": r"\bLDGSTS\.E\.(?:\w+\.)*128\b",
     "mma": r"\bHMMA\b",
+    "wgmma": r"\bHGMMA\b",
+    "tma": r"\bUTMALDG\b",
 }
 _ANY = re.compile("|".join(SASS.values()))
 

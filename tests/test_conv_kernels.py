@@ -4,6 +4,7 @@ serves, by dtype and layout."""
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any, NamedTuple
 
 import pytest
@@ -134,38 +135,61 @@ STEM_TILES = [
     Conv(40, 1, 8, (3, 18), (3, 3), "more images than blocks"),
 ]  # fmt: skip
 
+HOPPER = [  # beside DENSE, of which it serves what has whole 8 channels
+    Conv(1, 8, 8, (7, 9), (3, 3), "hopper plain", padding=(1, 1)),
+    Conv(2, 72, 72, (9, 10), (3, 3), "hopper tiles of channels and pixels", padding=(1, 1)),
+    Conv(3, 64, 136, (8, 8), (1, 1), "hopper images across tiles"),
+    Conv(1, 136, 8, (12, 13), (3, 2), "hopper more steps than stages", stride=(2, 1), padding=(1, 0)),
+    Conv(1, 8, 16, (23, 24), (3, 3), "hopper stride 8 and 5", stride=(8, 5), padding=(2, 1)),
+    Conv(1, 8, 8, (40, 37), (2, 3), "hopper dilation 30 and 17", padding=(15, 17), dilation=(30, 17)),
+    Conv(2, 8, 8, (6, 5), (2, 2), "hopper padding beyond the kernel", padding=(4, 3), extra=(0, 1)),
+]  # fmt: skip
+
+EDGES = Conv(1, 3, 8, (12, 22), (3, 3), "last row and column in no window", stride=(2, 2))
+
 # Which cases each family of kernels is tried on.
 FAMILIES: dict[Any, list[Conv]] = {
     K.direct: [*DENSE, *GROUPED, *SMALL_GROUPS, *DEPTHWISE, *STEMS],
     K.depthwise: [*DEPTHWISE, *DEPTHWISE_TILES],
     K.stem: [*STEMS, *STEM_TILES],
     K.gemm: [*DENSE, *GROUPED, *STEMS],
+    K.hopper: [*HOPPER, *DENSE],
 }
 # Element types, with whether fp32 is multiplied in TF32; those of each family.
 NARROW = {"float16": (torch.float16, False), "bfloat16": (torch.bfloat16, False)}
 STRICT = {"float32": (torch.float32, False), **NARROW}
 EXACT = {"float64": (torch.float64, False), **STRICT}
 TENSOR = {"tf32": (torch.float32, True), **STRICT}
-DTYPES = {K.direct: EXACT, K.depthwise: EXACT, K.stem: TENSOR, K.gemm: TENSOR}
+DTYPES = {K.direct: EXACT, K.depthwise: EXACT, K.stem: TENSOR, K.gemm: TENSOR, K.hopper: NARROW}
+LAYOUTS = {"nchw": False, "nhwc": True}
+PASSES = {"y": _C.ConvPass.forward, "dx": _C.ConvPass.input_grad, "dw": _C.ConvPass.weight_grad}
+GPU = _C.cuda.device() if torch.cuda.is_available() else _C.Device()
+every_layout = pytest.mark.parametrize("channels_last", LAYOUTS.values(), ids=LAYOUTS)
 
 
-def every(names: set[str] | None = None, without: set[Any] | None = None) -> Any:
-    """Each family's cases at its dtypes, or at those named; without some families."""
-    return pytest.mark.parametrize(
-        ("kernel", "case", "dtype", "tf32"),
-        [
-            pytest.param(kernel, case, *dtype, id=f"{kernel.name}-{case}-{name}")
-            for kernel, cases in FAMILIES.items()
-            if kernel not in (without or ())
-            for case in cases
-            for name, dtype in DTYPES[kernel].items()
-            if names is None or name in names
-        ],
-    )
+def params_of(case: Conv, dtype: torch.dtype, tf32: bool, channels_last: bool, kernel: Any) -> Any:
+    """The kernels' params for a case."""
+    memory_format = layout.CHANNELS_LAST if channels_last else layout.CONTIGUOUS
+    spec = ConvSpec(case.stride, case.padding, case.dilation, case.groups)
+    params = conv_params.__wrapped__(spec, *case.shapes(), dtype, memory_format, memory_format)
+    params.tf32, params.kernel_family = tf32, kernel
+    return params
 
 
-every_layout = pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
-GPU = _C.Device()
+def every(names: set[str] | None = None, *, passes: str = "", cases: Any = FAMILIES) -> Any:
+    """The families' cases in each layout and dtype (or those named) in which these serve all of the passes,
+    or, if none is said, any."""
+    table = []
+    for kernel, some in cases.items():
+        for case, name, where in product(some, DTYPES[kernel], LAYOUTS):
+            dtype = DTYPES[kernel][name]
+            params = params_of(case, *dtype, LAYOUTS[where], kernel)
+            served = {p for p, code in PASSES.items() if _C.conv_kernel_serves(kernel, params, code, GPU)}
+            if (names is None or name in names) and (served >= set(passes.split()) if passes else served):
+                values = kernel, case, *dtype, LAYOUTS[where]
+                table.append(pytest.param(*values, id=f"{kernel.name}-{case}-{name}-{where}"))
+    return pytest.mark.parametrize(("kernel", "case", "dtype", "tf32", "channels_last"), table)
+
 
 backends = pytest.mark.parametrize(
     "backend",
@@ -201,10 +225,7 @@ def make(case: Conv, dtype: torch.dtype, tf32: bool, channels_last: bool, kernel
         return t.contiguous(memory_format=memory_format) if len(shape) == 4 else t
 
     x_shape, w_shape, y_shape = case.shapes()
-    spec = ConvSpec(case.stride, case.padding, case.dilation, case.groups)
-    params = conv_params.__wrapped__(spec, x_shape, w_shape, y_shape, dtype, memory_format, memory_format)
-    params.tf32 = tf32
-    params.kernel_family = kernel
+    params = params_of(case, dtype, tf32, channels_last, kernel)
     return Call(random(*x_shape), random(*w_shape), random(case.k), random(*y_shape), params, memory_format)
 
 
@@ -231,9 +252,6 @@ def run(op: str, params: Any, *tensors: Tensor | None, backend: str) -> None:
     launcher(params, *tensors)
 
 
-PASSES = {"y": _C.ConvPass.forward, "dx": _C.ConvPass.input_grad, "dw": _C.ConvPass.weight_grad}
-
-
 def results(
     call: Call, kernel: Any, backend: str, passes: tuple[str, ...] = ("y", "dx", "dw")
 ) -> dict[str, Tensor]:
@@ -253,7 +271,6 @@ def results(
 
 
 @backends
-@every_layout
 @every()
 def test_against_torch(
     kernel: Any, case: Conv, dtype: torch.dtype, tf32: bool, channels_last: bool, backend: str
@@ -267,7 +284,6 @@ def test_against_torch(
 
 
 @backends
-@every_layout
 @every({"float32", "bfloat16"})
 def test_bias_and_relu(
     kernel: Any, case: Conv, dtype: torch.dtype, tf32: bool, channels_last: bool, backend: str
@@ -293,8 +309,7 @@ def test_bias_and_relu(
 
 
 @backends
-@every_layout
-@every({"float32", "bfloat16"}, without={K.stem})
+@every({"float32", "bfloat16"}, passes="dx dw")
 def test_both_gradients(
     kernel: Any, case: Conv, dtype: torch.dtype, tf32: bool, channels_last: bool, backend: str
 ) -> None:
@@ -313,7 +328,6 @@ def test_both_gradients(
 
 
 @backends
-@every_layout
 @every({"float32", "tf32", "bfloat16"})
 def test_repeatable(
     kernel: Any, case: Conv, dtype: torch.dtype, tf32: bool, channels_last: bool, backend: str
@@ -325,17 +339,17 @@ def test_repeatable(
 
 
 @backends
-@every_layout
-@pytest.mark.parametrize("kernel", FAMILIES, ids=lambda kernel: kernel.name)
-def test_unaligned(kernel: Any, channels_last: bool, backend: str) -> None:
+@every({"bfloat16"}, cases={kernel: some[:1] for kernel, some in FAMILIES.items()})
+def test_unaligned(
+    kernel: Any, case: Conv, dtype: torch.dtype, tf32: bool, channels_last: bool, backend: str
+) -> None:
     """Tensors that begin one element beyond 16 bytes: no vectors, and the same result."""
-    case = FAMILIES[kernel][0]
 
     def shifted(t: Tensor) -> Tensor:
         memory = torch.empty(t.numel() + 1, dtype=t.dtype, device=t.device)
         return memory[1:].as_strided(t.shape, t.stride()).copy_(t)
 
-    call = make(case, torch.bfloat16, False, channels_last, kernel, device_of(backend))
+    call = make(case, dtype, tf32, channels_last, kernel, device_of(backend))
     off = call._replace(x=shifted(call.x), w=shifted(call.w), b=shifted(call.b), dy=shifted(call.dy))
     assert off.x.data_ptr() % 16 == 2
     found, wanted = results(off, kernel, backend), results(call, kernel, backend)
@@ -344,13 +358,12 @@ def test_unaligned(kernel: Any, channels_last: bool, backend: str) -> None:
 
 
 @backends
-@every_layout
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("kernel", [K.direct, K.stem, K.gemm], ids=lambda kernel: kernel.name)
-def test_nan(kernel: Any, dtype: torch.dtype, channels_last: bool, backend: str) -> None:
+@every({"float32", "bfloat16"}, cases={kernel: [EDGES] for kernel in (K.direct, K.stem, K.gemm)})
+def test_nan(
+    kernel: Any, case: Conv, dtype: torch.dtype, tf32: bool, channels_last: bool, backend: str
+) -> None:
     """A NaN reaches what it is multiplied for and nothing else, although tiles end elsewhere than y does."""
-    case = Conv(1, 3, 8, (12, 22), (3, 3), "last row and column in no window", stride=(2, 2))
-    call = make(case, dtype, False, channels_last, kernel, device_of(backend))
+    call = make(case, dtype, tf32, channels_last, kernel, device_of(backend))
     call.x[:, :, -1] = call.x[:, :, :, -1] = float("nan")
     call.x[0, 1, 5, 6] = float("nan")
     found = results(call, kernel, backend)

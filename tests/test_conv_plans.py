@@ -150,3 +150,19 @@ def test_explain_says_what_is_missing() -> None:
     with pytest.raises(ValueError, match="needs the tensor"):
         fastops.explain(fastops.Conv2d(1, 1, 1))
     assert fastops.explain("conv").startswith("conv on cpu: cpu (")
+
+
+def test_hopper_has_to_be_asked_for() -> None:
+    """Kernels for sm_90a are chosen where the device says so, and then where tensor cores matter."""
+    row = next(r for r in ROWS if r.c >= 64 and r.k >= 64 and r.groups == 1 and r.kernel == 3 and r.n >= 16)
+    params = row.params(torch.channels_last)
+    params.dtype = _C.DType.bf16
+    device = _C.Device()
+    assert not device.hopper_kernels
+    assert _C.conv_plan(params, _C.ConvPass.forward, device).kernel == K.gemm
+    device.hopper_kernels = True
+    plan = _C.conv_plan(params, _C.ConvPass.forward, device)
+    assert plan.kernel == K.hopper and plan.tile.m == 128 and plan.tile.stages == 4
+    assert _C.conv_plan(params, _C.ConvPass.input_grad, device).kernel == K.gemm
+    device.capability = 80
+    assert _C.conv_plan(params, _C.ConvPass.forward, device).kernel == K.gemm

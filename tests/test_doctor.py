@@ -93,6 +93,19 @@ def test_a_broken_compiled_module(tmp_path: Path) -> None:
     assert "pip install -e . --no-build-isolation" in done.stderr
 
 
+def test_kernels_for_hopper(report: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They have to be asked for, and the doctor says how, where they are compiled in."""
+    monkeypatch.delenv("FASTOPS_SM90", raising=False)
+    assert "off until their conformance test has run" in (doctor.sm90("80;90a") or "")
+    assert "FASTOPS_SM90=1 turns them on" in (doctor.sm90("90a") or "")
+    assert doctor.sm90("80") is None
+    assert doctor.sm90("") is None
+    line = "  sm_90a   its kernels are off"
+    assert (line in doctor.prescription(report)) == ("90a" in (_C.cuda_archs or "").split(";"))
+    monkeypatch.setenv("FASTOPS_SM90", "1")
+    assert "are on" in (doctor.sm90("80;90a") or "")
+
+
 @pytest.mark.parametrize(
     ("change", "command"),
     [

@@ -56,7 +56,9 @@ ConvPlan plan(const ConvParams& p, ConvPass pass) { return conv_plan(p, pass, cu
 int64_t workspace_of(const ConvParams& p, ConvPass pass) {
   const ConvPlan chosen = plan(p, pass);
   if (pass == ConvPass::kWeightGrad) return WeightPartials(p, chosen.splits).total_bytes();
-  if (chosen.kernel == ConvKernel::kGemm) return gemm_workspace(p, pass);
+  // Both want packed weights.
+  if (chosen.kernel == ConvKernel::kGemm || chosen.kernel == ConvKernel::kHopper)
+    return gemm_workspace(p, pass);
   return 0;
 }
 
@@ -107,6 +109,8 @@ void conv(const ConvParams& p, const void* x, const void* w, const void* bias, v
       return stem_conv(p, chosen, x, w, bias, y, stream);
     case ConvKernel::kGemm:
       return gemm_conv(p, chosen, x, w, bias, y, workspace, stream);
+    case ConvKernel::kHopper:
+      return hopper_conv(p, chosen, x, w, bias, y, workspace, stream);
     default:
       no_kernel();
   }

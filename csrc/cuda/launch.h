@@ -6,6 +6,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <cstdlib>
 #include <stdexcept>
 #include <string>
 
@@ -63,6 +64,10 @@ inline Device current_device() {
   device->clock_hz = ask(cudaDevAttrClockRate) * 1e3;
   // Two transfers per clock; a copy reaches nine tenths.
   device->bandwidth = 0.9 * 2e3 * ask(cudaDevAttrMemoryClockRate) * ask(cudaDevAttrGlobalMemoryBusWidth) / 8;
+#if defined(FASTOPS_SM90A)  // compiled for it
+  const char* const sm90 = std::getenv("FASTOPS_SM90");
+  device->hopper_kernels = sm90 && std::string(sm90) == "1";
+#endif
   slot.store(device);
   return *device;
 }

@@ -83,6 +83,11 @@ def output(mode: str) -> Path:
     return BUILD / mode / f"emulated_{mode}.so"
 
 
+def twins(kernel: Path) -> str:
+    """Which twins of primitives a file of kernels is compiled with."""
+    return "async" if "primitives_sm90.cuh" in kernel.read_text() else "kernels"
+
+
 def write_ninja() -> None:
     import pybind11
 
@@ -93,7 +98,14 @@ def write_ninja() -> None:
     flags += [*setup.WARNINGS, *(["-Werror"] if os.environ.get("FASTOPS_WERROR") == "1" else [])]
     flags += [f"-isystem {escape(p)}" for p in folders]
     compile_ = [cxx, "-MMD", "-MF", "$out.d", *flags]
-    as_cpp = ["-x", "c++", "-include", escape(HERE / "emulation.h"), "-Wno-unknown-pragmas"]
+    as_cpp = [
+        "-DFASTOPS_SM90A",
+        "-x",
+        "c++",
+        "-include",
+        escape(HERE / "emulation.h"),
+        "-Wno-unknown-pragmas",
+    ]
     ninja.rule("module", [*compile_, "-O1", "-c", "$in", "-o", "$out"])
     host = [
         ninja.build(BUILD / f"{source.stem}.o", "module", [source])
@@ -101,12 +113,14 @@ def write_ninja() -> None:
     ]
     kernels = [*sorted((ROOT / "csrc" / "cuda").glob("*.cu")), *sorted(HERE.glob("*.cu"))]
     for mode, (kernel_flags, engine_flags, link_flags) in MODES.items():
-        engine = ["engine", "processor", *(["race"] if mode == "race" else [])]
+        engine = ["engine", "processor", "async", *(["race"] if mode == "race" else [])]
         ninja.rule(f"kernels-{mode}", [*compile_, kernel_flags, *as_cpp, "-c", "$in", "-o", "$out"])
+        with_async = [*as_cpp, "-include", escape(HERE / "async.h")]
+        ninja.rule(f"async-{mode}", [*compile_, kernel_flags, *with_async, "-c", "$in", "-o", "$out"])
         ninja.rule(f"engine-{mode}", [*compile_, engine_flags, "-c", "$in", "-o", "$out"])
         objects = [
             *host,
-            *(ninja.build(BUILD / mode / f"{k.stem}.cu.o", f"kernels-{mode}", [k]) for k in kernels),
+            *(ninja.build(BUILD / mode / f"{k.stem}.cu.o", f"{twins(k)}-{mode}", [k]) for k in kernels),
             *(ninja.build(BUILD / mode / f"{e}.o", f"engine-{mode}", [HERE / f"{e}.cpp"]) for e in engine),
         ]
         link = [cxx, "-shared", "-Wl,-Bsymbolic", "-pthread", link_flags, "$in", "-o", "$out", "-ldl"]

@@ -11,6 +11,7 @@
 #include "engine.h"
 #include "planted.h"
 #include "primitives.h"
+#include "sm90.h"
 
 namespace py = pybind11;
 
@@ -45,6 +46,10 @@ void bind(py::module_& m) {
   py::module_ planted = m.def_submodule("planted");
   fastops::kernel(m, "primitives", primitives::run);
   m.attr("primitives_rows") = primitives::kRows;
+  py::module_ hopper = m.def_submodule("sm90");
+  fastops::kernel(hopper, "tiled", sm90::tiled);
+  fastops::kernel(hopper, "im2col", sm90::im2col);
+  fastops::kernel(hopper, "matmul", sm90::matmul);
   for (const planted::Kernel& k : planted::kKernels) fastops::kernel(planted, k.name, k.launcher);
 }
 

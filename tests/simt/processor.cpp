@@ -75,7 +75,10 @@ void Processor::work(Grid& grid) {
 
 void Processor::run_block(uint64_t index) {
   begin_block(index);
-  while (EmulatedThread* t = grid_->failed ? nullptr : next_ready()) {
+  for (;;) {
+    EmulatedThread* t = grid_->failed ? nullptr : next_ready();
+    if (!t && !grid_->failed && live_ > 0 && late_copy()) continue;
+    if (!t) break;
     if (t->state == State::kNew) t->fiber = free_fiber();
     current = t;
     main_.switch_to(*t->fiber);
@@ -106,6 +109,7 @@ void Processor::begin_block(uint64_t index) {
     t.groups = 0;
   }
   arrived_ = 0;
+  begin_async();
   arrays_.clear();
   unpoison(arena_, kArena);
   std::memset(arena_, kFreshByte, arena_top_);
@@ -124,6 +128,8 @@ void Processor::end_block() {
     unpoison(stacks_, kMaxThreads * (kGuard + kStack));
     return;
   }
+  if (const std::string why = why_ends_badly(); !why.empty())
+    return grid_->fail("block " + text(threads_[0].block_position) + ": " + why);
   for (const SharedArray& a : arrays_)
     for (const size_t zone : {a.offset - kRedZone, a.offset + a.bytes})
       for (size_t i = zone; i < zone + kRedZone; ++i)

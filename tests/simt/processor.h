@@ -51,7 +51,7 @@ struct Copy {
   uint32_t ticket;  // the race detector's
 };
 
-enum class State { kNew, kReady, kBarrier, kCollective, kReturned };
+enum class State { kNew, kReady, kBarrier, kCollective, kMbarrier, kReturned };
 
 struct EmulatedThread : Thread {
   State state;
@@ -71,6 +71,8 @@ struct SharedArray {
   size_t offset, bytes;
 };
 
+struct Async;  // async.cpp: copies, products and barriers of sm_90a
+
 // Runs blocks, one at a time; each worker has one.
 class Processor {
  public:
@@ -88,9 +90,14 @@ class Processor {
   void copy_async(void* to, const void* from, Site site, const void* code);
   void commit_copies() { ++self().groups; }
   void wait_for_copies(unsigned groups_left);
+  Async& async();
+  const char* arena() const { return arena_; }
+  unsigned size() const { return size_; }
   [[noreturn]] void fail(const std::string& message);
 
  private:
+  friend struct Async;
+  friend void mbarrier_wait(void* barrier, uint32_t parity, Site site);
   static EmulatedThread& self() { return *static_cast<EmulatedThread*>(current); }
   void run_block(uint64_t index);
   void begin_block(uint64_t index);
@@ -103,6 +110,10 @@ class Processor {
   void returned();
   std::string where_threads_are() const;
   static void perform(Copy& copy);
+  void begin_async();
+  // When no thread can go on: makes a copy of a tensor that is under way, if there is one.
+  bool late_copy();
+  std::string why_ends_badly() const;  // empty: it does not
 
   Grid* grid_ = nullptr;
   unsigned size_ = 0, live_ = 0;
@@ -121,6 +132,7 @@ class Processor {
   unsigned arrived_ = 0, predicates_ = 0;
   Site barrier_site_ = {};
   std::mt19937_64 random_;
+  std::shared_ptr<Async> async_;  // from its first use on
 };
 
 // The processor that this thread of the operating system is.

@@ -65,6 +65,12 @@ std::unordered_map<uintptr_t, std::unique_ptr<Cell[]>> pages;
 std::vector<std::pair<uintptr_t, uintptr_t>> ignored;
 std::unordered_map<uintptr_t, Seen> told;  // by atomics, by address
 std::vector<Agent> agents;
+// Barriers of sm_90a: what this phase and the one before were given. Of the block's own agents: these
+// barriers are shared memory.
+struct Phases {
+  Clock given, over;
+};
+std::unordered_map<const void*, Phases> barriers;
 unsigned block;
 uint32_t threads;
 uintptr_t shared_begin, shared_end;
@@ -93,7 +99,8 @@ std::string place(const void* code) {
   std::string found;
   if (FILE* pipe = popen(command, "r")) {
     while (std::fgets(line, sizeof line, pipe))
-      if (found.empty() && line[0] != '?' && !std::strstr(line, "emulation.h"))
+      if (found.empty() && line[0] != '?' && !std::strstr(line, "emulation.h") &&
+          !std::strstr(line, "async.h"))
         found.assign(line, std::strcspn(line, "\n "));
     pclose(pipe);
   }
@@ -186,6 +193,7 @@ void begin_block(unsigned number, unsigned count, const void* shared, size_t sha
   for (uintptr_t page = shared_begin / kPage; page <= shared_end / kPage; ++page) pages.erase(page);
   for (auto i = told.begin(); i != told.end();)
     i = i->first >= shared_begin && i->first < shared_end ? told.erase(i) : std::next(i);
+  barriers.clear();
   agents.assign(2 * threads, Agent());
   for (uint32_t a = 0; a < 2 * threads; ++a) {
     agents[a].now.resize(2 * threads);
@@ -239,6 +247,41 @@ void copied(uint32_t ticket) {
   uint32_t& seen = agents[current->index].now[threads + current->index];
   seen = std::max(seen, ticket);
 }
+
+uint32_t read_beside(const void* from, size_t bytes, const void* code) {
+  const uint32_t engine = threads + current->index;
+  Agent& reader = agents[engine];
+  merge(reader.now, agents[current->index].now);
+  merge(reader.others, agents[current->index].others);
+  ++reader.now[engine];
+  access_by(engine, reinterpret_cast<uintptr_t>(from), bytes, false, false, code);
+  return reader.now[engine];
+}
+
+void copied_for(unsigned reader, unsigned thread, uint32_t ticket) {
+  uint32_t& seen = agents[reader].now[threads + thread];
+  seen = std::max(seen, ticket);
+}
+
+void give(const void* barrier) {
+  Agent& me = agents[current->index];
+  merge(barriers[barrier].given, me.now);
+  ++me.now[current->index];
+}
+
+void give_copy(const void* barrier, unsigned thread, uint32_t ticket) {
+  Clock& given = barriers[barrier].given;
+  given.resize(2 * threads);
+  given[threads + thread] = std::max(given[threads + thread], ticket);
+}
+
+void turn(const void* barrier) {
+  Phases& phases = barriers[barrier];
+  merge(phases.over, phases.given);
+  phases.given.clear();
+}
+
+void take(const void* barrier) { merge(agents[current->index].now, barriers[barrier].over); }
 
 }  // namespace race
 }  // namespace simt

@@ -24,6 +24,15 @@ void fence();
 // for copied(), when the thread has waited for it.
 uint32_t copy(void* to, const void* from, size_t bytes, const void* code);
 void copied(uint32_t ticket);
+// The same for a read by the engine, and for what the engine of another thread has done.
+uint32_t read_beside(const void* from, size_t bytes, const void* code);
+void copied_for(unsigned reader, unsigned thread, uint32_t ticket);
+// A barrier of sm_90a: arrivals and copies give it what they have done; when the phase turns, whoever has
+// waited takes all that.
+void give(const void* barrier);
+void give_copy(const void* barrier, unsigned thread, uint32_t ticket);
+void turn(const void* barrier);
+void take(const void* barrier);
 #else
 constexpr bool kOn = false;
 inline void begin_grid() {}
@@ -34,6 +43,12 @@ inline void atomic(const void*, size_t, const void*) {}
 inline void fence() {}
 inline uint32_t copy(void*, const void*, size_t, const void*) { return 0; }
 inline void copied(uint32_t) {}
+inline uint32_t read_beside(const void*, size_t, const void*) { return 0; }
+inline void copied_for(unsigned, unsigned, uint32_t) {}
+inline void give(const void*) {}
+inline void give_copy(const void*, unsigned, uint32_t) {}
+inline void turn(const void*) {}
+inline void take(const void*) {}
 #endif
 
 }  // namespace race

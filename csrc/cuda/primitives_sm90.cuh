@@ -1,0 +1,209 @@
+// Instructions of sm_90a: barriers in shared memory that count bytes, copies of boxes of tensors (TMA), and
+// the products of a warpgroup (wgmma). As in primitives.cuh, elsewhere than under nvcc the same names come
+// from whoever compiles. Code for other architectures traps.
+#pragma once
+
+#include <cuda.h>
+
+#include "primitives.cuh"
+
+#if defined(__CUDACC__)
+
+namespace fastops {
+namespace cuda {
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#define FASTOPS_SM90(...) __VA_ARGS__
+#else
+#define FASTOPS_SM90(...) __trap()
+#endif
+
+// Where p is in shared memory.
+__device__ __forceinline__ uint32_t shared_address(const void* p) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
+}
+
+// ---- barriers: 8 bytes of shared memory -----------------------------------------------------------------
+
+// A phase of the barrier is over when so many arrivals, and as many bytes as they said, have come. The first
+// phase has parity 0. One thread makes it, and fences before others, or copies, get to know it.
+__device__ __forceinline__ void barrier_init(uint64_t* barrier, uint32_t arrivals) {
+  FASTOPS_SM90(asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)),
+                            "r"(arrivals) : "memory"));
+}
+__device__ __forceinline__ void fence_barrier_init() {
+  FASTOPS_SM90(asm volatile("fence.mbarrier_init.release.cluster;" :: : "memory"));
+}
+__device__ __forceinline__ void barrier_arrive(uint64_t* barrier) {
+  FASTOPS_SM90(
+      asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory"));
+}
+// Arrives, and says that the phase has to see so many bytes of copies too.
+__device__ __forceinline__ void barrier_arrive_expect(uint64_t* barrier, uint32_t bytes) {
+  FASTOPS_SM90(
+      asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)),
+                   "r"(bytes) : "memory"));
+}
+// Waits until the phase with this parity is over: the current one, or the one before it. Whoever falls behind
+// by two phases waits for the wrong one.
+__device__ __forceinline__ void barrier_wait(uint64_t* barrier, uint32_t parity) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  uint32_t over = 0;
+  while (!over)
+    asm volatile(
+        "{\n.reg .pred p;\n"
+        "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
+        "selp.u32 %0, 1, 0, p;\n}"
+        : "=r"(over)
+        : "r"(shared_address(barrier)), "r"(parity)
+        : "memory");
+#else
+  __trap();
+#endif
+}
+
+// Shared memory that threads have written is seen by copies and products that are issued after.
+__device__ __forceinline__ void fence_proxy_async() {
+  FASTOPS_SM90(asm volatile("fence.proxy.async.shared::cta;" :: : "memory"));
+}
+
+// ---- copies of boxes of tensors -------------------------------------------------------------------------
+
+// The map is a parameter of the kernel (const __grid_constant__ CUtensorMap). One thread copies for all; the
+// bytes of the whole box, zeros outside of the tensor, are counted by the barrier. `to` is a multiple of 128,
+// and of 1024 if the box is swizzled; coordinates are of the box's first element, the densest one first.
+__device__ __forceinline__ void prefetch_tensor_map(const CUtensorMap* map) {
+  FASTOPS_SM90(asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory"));
+}
+__device__ __forceinline__ void tensor_copy_2d(void* to, const CUtensorMap* map, uint64_t* barrier, int x,
+                                               int y) {
+  FASTOPS_SM90(asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, "
+      "%4}], [%2];" ::"r"(shared_address(to)),
+      "l"(map), "r"(shared_address(barrier)), "r"(x), "r"(y) : "memory"));
+}
+__device__ __forceinline__ void tensor_copy_3d(void* to, const CUtensorMap* map, uint64_t* barrier, int x,
+                                               int y, int z) {
+  FASTOPS_SM90(asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, "
+      "%4, %5}], [%2];" ::"r"(shared_address(to)),
+      "l"(map), "r"(shared_address(barrier)), "r"(x), "r"(y), "r"(z) : "memory"));
+}
+// Pixels of an NHWC tensor one after the other, as windows lie: from the window whose first element is (n, h,
+// w) on, the element of each at (more_h, more_w) from its first one; channels from c on.
+__device__ __forceinline__ void tensor_copy_im2col(void* to, const CUtensorMap* map, uint64_t* barrier, int c,
+                                                   int w, int h, int n, uint16_t more_w, uint16_t more_h) {
+  FASTOPS_SM90(asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.im2col.mbarrier::complete_tx::bytes [%0], [%1, {%3, "
+      "%4, %5, %6}], [%2], {%7, %8};" ::"r"(shared_address(to)),
+      "l"(map), "r"(shared_address(barrier)), "r"(c), "r"(w), "r"(h), "r"(n), "h"(more_w),
+      "h"(more_h) : "memory"));
+}
+
+// ---- products of a warpgroup ----------------------------------------------------------------------------
+
+// Between what threads have done with accumulators and the products that add to them.
+template <int count>
+__device__ __forceinline__ void wgmma_fence(float (&d)[count]) {
+#pragma unroll
+  for (int i = 0; i < count; ++i) asm volatile("" : "+f"(d[i])::"memory");
+  FASTOPS_SM90(asm volatile("wgmma.fence.sync.aligned;" :: : "memory"));
+}
+// Makes a group of the products since the last commit.
+__device__ __forceinline__ void wgmma_commit() {
+  FASTOPS_SM90(asm volatile("wgmma.commit_group.sync.aligned;" :: : "memory"));
+}
+// Waits until at most the newest `groups_left` groups are still under way: the others no longer read shared
+// memory; only if none is left are the accumulators to be looked at.
+template <int groups_left, int count>
+__device__ __forceinline__ void wgmma_wait(float (&d)[count]) {
+  FASTOPS_SM90(asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(groups_left) : "memory"));
+#pragma unroll
+  for (int i = 0; i < count; ++i) asm volatile("" : "+f"(d[i])::"memory");
+}
+
+#define FASTOPS_WGMMA_64(TYPE)                                                                              \
+  asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32." TYPE "." TYPE                                  \
+               " {"                                                                                         \
+               "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, "      \
+               "%19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, %32, %33, 1, 1, 1, 0, 0;" \
+               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]),        \
+                 "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]),    \
+                 "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), \
+                 "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), \
+                 "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])                                         \
+               : "l"(a), "l"(b))
+#define FASTOPS_WGMMA_128(TYPE)                                                                             \
+  asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32." TYPE "." TYPE                                 \
+               " {"                                                                                         \
+               "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, "      \
+               "%19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, "      \
+               "%36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, "      \
+               "%53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, %64, %65, 1, 1, 1, 0, 0;"           \
+               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]),        \
+                 "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]),    \
+                 "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), \
+                 "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), \
+                 "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]), "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), \
+                 "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), "+f"(d[40]), "+f"(d[41]), \
+                 "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]), "+f"(d[48]), \
+                 "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]), \
+                 "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), \
+                 "+f"(d[63])                                                                                \
+               : "l"(a), "l"(b))
+
+// d += a · bᵀ of a warpgroup: a is 64×16, b 64×16 or 128×16, both by matrix_descriptor(). Thread 32·w + l
+// holds, with g = l / 4 and t = l % 4, of d the elements (16·w + g + 8·h, 8·j + 2·t + i) in d[4·j + 2·h + i].
+template <typename T, int count>
+__device__ __forceinline__ void wgmma(float (&d)[count], uint64_t a, uint64_t b) {
+  static_assert(std::is_same<T, __half>::value || std::is_same<T, __nv_bfloat16>::value);
+  static_assert(count == 32 || count == 64);
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  if constexpr (std::is_same<T, __half>::value && count == 32)
+    FASTOPS_WGMMA_64("f16");
+  else if constexpr (std::is_same<T, __half>::value)
+    FASTOPS_WGMMA_128("f16");
+  else if constexpr (count == 32)
+    FASTOPS_WGMMA_64("bf16");
+  else
+    FASTOPS_WGMMA_128("bf16");
+#else
+  __trap();
+#endif
+}
+#undef FASTOPS_WGMMA_64
+#undef FASTOPS_WGMMA_128
+
+// The threads of a warpgroup give registers back, or get some more, up to so many each.
+template <int registers>
+__device__ __forceinline__ void fewer_registers() {
+  static_assert(registers % 8 == 0 && registers >= 24 && registers <= 256);
+  FASTOPS_SM90(asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(registers)));
+}
+template <int registers>
+__device__ __forceinline__ void more_registers() {
+  static_assert(registers % 8 == 0 && registers >= 24 && registers <= 256);
+  FASTOPS_SM90(asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(registers)));
+}
+
+#undef FASTOPS_SM90
+
+}  // namespace cuda
+}  // namespace fastops
+
+#endif
+
+namespace fastops {
+namespace cuda {
+
+// A matrix of 16-bit elements in shared memory for wgmma: rows of 64, 128 bytes, with the 128-byte swizzle:
+// 8 rows are an atom of 1024 bytes, at a multiple of 1024, in which 16 bytes c of row r are at c ^ r. Columns
+// 16·i and the next 15 are the matrix at descriptor + 2·i, in units of 16 bytes.
+__device__ inline uint64_t matrix_descriptor(const void* tile) {
+  constexpr uint64_t between_atoms = 1024 / 16, swizzle_128 = 1;
+  return uint64_t{(shared_address(tile) & 0x3FFFF) / 16} | uint64_t{1} << 16 | between_atoms << 32 |
+         swizzle_128 << 62;
+}
+
+}  // namespace cuda
+}  // namespace fastops

@@ -182,17 +182,17 @@ def test_layer_with_relu() -> None:
 def test_precision_is_torchs() -> None:
     """Of fp32 on a GPU, and nothing else."""
     on_gpu = SimpleNamespace(dtype=torch.float32, device=torch.device("cuda"))
-    before = torch.backends.cudnn.allow_tf32
+    before = torch._C._get_cudnn_allow_tf32()  # where torch.testing has frozen the flags, too
     try:
         for allowed in (False, True):
-            torch.backends.cudnn.allow_tf32 = allowed
+            torch._C._set_cudnn_allow_tf32(allowed)
             assert tf32_allowed(on_gpu) is allowed  # type: ignore[arg-type]
             assert not tf32_allowed(torch.ones(1))
             assert not tf32_allowed(SimpleNamespace(dtype=torch.float64, device=on_gpu.device))  # type: ignore[arg-type]
         if hasattr(torch.backends.cudnn, "conv"):
-            torch.backends.cudnn.conv.fp32_precision = "ieee"
+            torch._C._set_fp32_precision_setter("cuda", "conv", "ieee")
             assert not tf32_allowed(on_gpu)  # type: ignore[arg-type]
-            torch.backends.cudnn.conv.fp32_precision = "tf32"
+            torch._C._set_fp32_precision_setter("cuda", "conv", "tf32")
             assert tf32_allowed(on_gpu)  # type: ignore[arg-type]
     finally:
-        torch.backends.cudnn.allow_tf32 = before
+        torch._C._set_cudnn_allow_tf32(before)

@@ -66,7 +66,8 @@ def sm90(archs: str) -> str | None:
         return None
     if os.environ.get("FASTOPS_SM90") == "1":
         return "its kernels are on, by FASTOPS_SM90=1"
-    return "its kernels are off until their conformance test has run on hardware; FASTOPS_SM90=1 turns them on"
+    until = "until their conformance test has run on hardware"
+    return f"its kernels are off {until}; FASTOPS_SM90=1 turns them on"
 
 
 def built() -> dict[str, Any]:

@@ -141,9 +141,7 @@ def test_im2col_copy(image: Any, dtype: torch.dtype, run: Runner) -> None:
                 if run.device != "cpu":
                     address = ctypes.c_void_p(address)
                 y = torch.full((PIXELS, 64), 99, dtype=dtype)
-                found = run(
-                    "im2col", [x], y, address, first, channel, *more, bfloat=dtype == torch.bfloat16
-                )
+                found = run("im2col", [x], y, address, first, channel, *more, bfloat=dtype == torch.bfloat16)
                 assert torch.equal(found, wanted), (first, channel, tap)
 
 
@@ -175,7 +173,9 @@ def hostile() -> Iterator[Callable[[str, str, str], Runner]]:
         module.configure(order, copies, 1)
 
         class OfMode(Runner):
-            def __call__(self, name: str, x: list[Tensor], y: Tensor, *arguments: Any, bfloat: bool) -> Tensor:
+            def __call__(
+                self, name: str, x: list[Tensor], y: Tensor, *arguments: Any, bfloat: bool
+            ) -> Tensor:
                 addresses = [t.data_ptr() for t in (*x, y)]
                 getattr(module.sm90, name)(*addresses, *arguments, bfloat, 0)
                 return y

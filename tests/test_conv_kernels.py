@@ -375,6 +375,17 @@ def test_nan(kernel: Any, dtype: torch.dtype, channels_last: bool, backend: str)
 
 
 @backends
+def test_hopper_tails(backend: str) -> None:
+    """The last step of a tap ends beyond C: zeros there do not meet the next tap's weights."""
+    case = Conv(1, 72, 8, (6, 6), (1, 3), "a tail of channels")
+    call = make(case, torch.bfloat16, False, True, K.hopper, device_of(backend))
+    call.x.abs_().add_(1)
+    call.w[0, :, 0, 1] = float("inf")
+    y = results(call, K.hopper, backend)["y"]
+    assert y[:, 0].isposinf().all() and y[:, 1:].isfinite().all()
+
+
+@backends
 @every_layout
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(

@@ -66,9 +66,8 @@ def sm90(archs: str) -> str | None:
         return None
     if os.environ.get("FASTOPS_SM90") == "1":
         return "its kernels are on, by FASTOPS_SM90=1"
-    return (
-        "its kernels are off until their conformance test has run on hardware; FASTOPS_SM90=1 turns them on"
-    )
+    until = "until their conformance test has run on hardware"
+    return f"its kernels are off {until}; FASTOPS_SM90=1 turns them on"
 
 
 def built() -> dict[str, Any]:
@@ -116,7 +115,9 @@ def _smoke_calls() -> dict[str, Callable[[Any, Any], Any]]:
 
     return {
         "conv2d": lambda F, x: F.conv2d(x, x[:, :, :3, :3].contiguous(), x[0, 0, 0, :1].contiguous()),
-        "conv_transpose2d": lambda F, x: F.conv_transpose2d(x, x.reshape(4, 1, 6, 6), x[0, 0, 0, :1].contiguous()),
+        "conv_transpose2d": lambda F, x: F.conv_transpose2d(
+            x, x.reshape(4, 1, 6, 6), x[0, 0, 0, :1].contiguous()
+        ),
         "max_pool2d": lambda F, x: F.max_pool2d(x, 2),
         "max_pool2d with indices": lambda F, x: F.max_pool2d(x, 2, return_indices=True)[0],
         "avg_pool2d": lambda F, x: F.avg_pool2d(x, 2),

@@ -113,7 +113,7 @@ def write_ninja() -> None:
     ]
     kernels = [*sorted((ROOT / "csrc" / "cuda").glob("*.cu")), *sorted(HERE.glob("*.cu"))]
     for mode, (kernel_flags, engine_flags, link_flags) in MODES.items():
-        engine = ["engine", "processor", "async", *(["race"] if mode == "race" else [])]
+        engine = ["engine", "processor", "async", "tensor_maps", *(["race"] if mode == "race" else [])]
         ninja.rule(f"kernels-{mode}", [*compile_, kernel_flags, *as_cpp, "-c", "$in", "-o", "$out"])
         with_async = [*as_cpp, "-include", escape(HERE / "async.h")]
         ninja.rule(f"async-{mode}", [*compile_, kernel_flags, *with_async, "-c", "$in", "-o", "$out"])

@@ -377,6 +377,18 @@ def test_nan(
 
 
 @backends
+@every({"float32"}, passes="dw", cases={kernel: FAMILIES[kernel][:1] for kernel in FAMILIES})
+def test_infinite_bias_grad(
+    kernel: Any, case: Conv, dtype: torch.dtype, tf32: bool, channels_last: bool, backend: str
+) -> None:
+    """An infinity in dy makes its channel's db infinite, not NaN."""
+    call = make(case, dtype, tf32, channels_last, kernel, device_of(backend))
+    call.dy[0, 1, 0, 0] = float("inf")
+    db = results(call, kernel, backend, ("dw",))["db"]
+    assert db[1].isposinf() and db[0].isfinite() and db[2:].isfinite().all()
+
+
+@backends
 def test_hopper_tails(backend: str) -> None:
     """The last step of a tap ends beyond C: zeros there do not meet the next tap's weights."""
     case = Conv(1, 72, 8, (6, 6), (1, 3), "a tail of channels")

@@ -20,27 +20,15 @@ constexpr int kDepthwisePitch = kDepthwiseChannels + 4;
 template <typename T, int step>
 constexpr int kRun = depthwise_run(sizeof(Acc<T>), step);
 
-// geometry.h's TapAxis in 32 bits, turned round where its offsets go down: off_step > 0. And the runs that
-// its grid is cut into.
-struct DepthwiseAxis {
-  int source = 0, grid = 0, out0 = 0, out_step = 1, step = 1, taps = 0, tap0 = 0, tap_step = 1, off0 = 0,
-      off_step = 1, runs = 0;
-  Divider<int32_t> by_grid{1}, by_runs{1}, by_taps{1};
+// Turned round where its offsets go down: off_step > 0. And the runs that its grid is cut into.
+struct DepthwiseAxis : NarrowTapAxis {
+  int runs = 0;
+  Divider<int32_t> by_runs{1}, by_taps{1};
 
   DepthwiseAxis() = default;
   DepthwiseAxis(const TapAxis& a, int64_t run)
-      : source(static_cast<int>(a.source)),
-        grid(static_cast<int>(a.grid)),
-        out0(static_cast<int>(a.out0)),
-        out_step(static_cast<int>(a.out_step)),
-        step(static_cast<int>(a.step)),
-        taps(static_cast<int>(a.taps)),
-        tap0(static_cast<int>(a.tap0)),
-        tap_step(static_cast<int>(a.tap_step)),
-        off0(static_cast<int>(a.off0)),
-        off_step(static_cast<int>(a.off_step)),
+      : NarrowTapAxis(a),
         runs(static_cast<int>(ceil_div(a.grid, run))),
-        by_grid(a.grid),
         by_runs(ceil_div(a.grid, run)),
         by_taps(a.taps) {
     if (off_step < 0) {

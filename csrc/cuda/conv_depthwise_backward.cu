@@ -139,7 +139,7 @@ int64_t depthwise_backward_splits(const ConvParams& p, const Device& device) {
 void depthwise_backward(const ConvParams& p, const ConvPlan& plan, const void* dy, const void* x,
                         const void* w, void* dx, void* partials, bool with_bias, void* stream) {
   check_extents(p);
-  void* const bias_partials = with_bias ? WeightPartials(p, plan.splits).bias_part(partials) : nullptr;
+  void* const bias_partials = WeightPartials(p, plan.splits).bias_part(partials, with_bias);
   const bool aligned = (address(dy) | address(x) | address(dx)) % 16 == 0;
   DepthwiseArgs args(p, true, kBackwardRun);
   const auto start = [&](auto type, auto channels, auto kernel, auto layout) {

@@ -141,7 +141,7 @@ __global__ void __launch_bounds__(32 * kDepthwiseMostWarps, 2)
 void depthwise_weight_grad(const ConvParams& p, const ConvPlan& plan, const void* dy, const void* x,
                            void* partials, bool with_bias, void* stream) {
   check_extents(p);
-  void* const bias_partials = with_bias ? WeightPartials(p, plan.splits).bias_part(partials) : nullptr;
+  void* const bias_partials = WeightPartials(p, plan.splits).bias_part(partials, with_bias);
   const int sliding = depthwise_step(p, false);
   dispatch_floating(p.dtype, [&](auto type) {
     using T = typename decltype(type)::type;

@@ -11,16 +11,7 @@ namespace fastops {
 namespace cuda {
 namespace {
 
-// 64 pixels × 64 channels, or, in fp64, half of them, whose sums take as many registers; and for groups of
-// few channels 128 pixels × 8.
-template <typename T>
-struct Tiles {
-  using Large = Tile<64, 64, 8, 4>;
-};
-template <>
-struct Tiles<double> {
-  using Large = Tile<64, 32, 4, 4>;
-};
+// For groups of few channels: 128 pixels × 8.
 using SmallTile = Tile<128, 8, 4, 2>;
 
 // Options of one axis.
@@ -233,9 +224,9 @@ void run(const char* name, const ConvParams& p, bool input_grad, const void* sou
     if (problem.outs <= SmallTile::n)
       start(SmallTile(), Width<1>());
     else if (vectors)
-      start(typename Tiles<T>::Large(), Width<width>());
+      start(LargeTile<T>(), Width<width>());
     else
-      start(typename Tiles<T>::Large(), Width<1>());
+      start(LargeTile<T>(), Width<1>());
   });
 }
 

@@ -11,16 +11,7 @@ namespace fastops {
 namespace cuda {
 namespace {
 
-// 64 columns × 64 channels, or, in fp64, half of them, whose sums take as many registers; and for groups of
-// few channels 64 × 8.
-template <typename T>
-struct Tiles {
-  using Large = Tile<64, 64, 8, 4>;
-};
-template <>
-struct Tiles<double> {
-  using Large = Tile<64, 32, 4, 4>;
-};
+// For groups of few channels: 64 columns × 8.
 using SmallTile = Tile<64, 8, 4, 1>;
 
 struct Problem {
@@ -123,7 +114,7 @@ __global__ void __launch_bounds__(Tile::threads, Tile::resident)
   __syncthreads();
 
   Products<A, Tile> sums;
-  A bias_sum = 0;
+  ExactSum<A> bias_sum;
   const bool with_bias = bias_partials != nullptr && first_column == 0 && t < N;
   Pack<T, width> of_x[kPacks<Tile, M, D, width>];
   Pack<T, width> of_dy[kPacks<Tile, N, D, width>];
@@ -164,10 +155,8 @@ __global__ void __launch_bounds__(Tile::threads, Tile::resident)
     if (s + 1 < steps) bring(pixels[next]);
     sums.add(memory.m[now], memory.n[now]);
     if (with_bias) {
-      A some = 0;  // first those of a step, so that no sum has very many terms
 #pragma unroll
-      for (int d = 0; d < D; ++d) some += memory.n[now][d][t];
-      bias_sum += some;
+      for (int d = 0; d < D; ++d) bias_sum.add(memory.n[now][d][t]);
     }
     if (t < D) pixels[now][t] = part.at(p, (s + 2) * D + t);
     if (s + 1 < steps) put(next);
@@ -183,7 +172,7 @@ __global__ void __launch_bounds__(Tile::threads, Tile::resident)
       if (first_row + n < p.rows && column < p.columns)
         partials[(row + n) * p.columns + column] = sums.v[i][j];
     }
-  if (with_bias && first_row + t < p.rows) bias_partials[row + t] = bias_sum;
+  if (with_bias && first_row + t < p.rows) bias_partials[row + t] = bias_sum.total();
 }
 
 }  // namespace
@@ -191,7 +180,7 @@ __global__ void __launch_bounds__(Tile::threads, Tile::resident)
 void direct_weight_grad(const ConvParams& p, const ConvPlan& plan, const void* dy, const void* x,
                         void* partials, bool with_bias, void* stream) {
   check_extents(p);
-  void* const bias_partials = with_bias ? WeightPartials(p, plan.splits).bias_part(partials) : nullptr;
+  void* const bias_partials = WeightPartials(p, plan.splits).bias_part(partials, with_bias);
   dispatch_floating(p.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     using A = Acc<T>;
@@ -212,9 +201,9 @@ void direct_weight_grad(const ConvParams& p, const ConvPlan& plan, const void* d
     if (problem.rows <= SmallTile::n)
       start(SmallTile(), Width<1>());
     else if (vectors)
-      start(typename Tiles<T>::Large(), Width<width>());
+      start(LargeTile<T>(), Width<width>());
     else
-      start(typename Tiles<T>::Large(), Width<1>());
+      start(LargeTile<T>(), Width<1>());
   });
 }
 

@@ -20,7 +20,10 @@ struct WeightPartials {
         channels(p.k),
         bytes(p.dtype == DType::kF64 ? 8 : 4) {}
   int64_t total_bytes() const { return splits * (weights + channels) * bytes; }
-  void* bias_part(void* partials) const { return static_cast<char*>(partials) + splits * weights * bytes; }
+  // Null if nobody wants db.
+  void* bias_part(void* partials, bool with_bias) const {
+    return with_bias ? static_cast<char*>(partials) + splits * weights * bytes : nullptr;
+  }
 };
 
 // dw and db (or null) from the parts.

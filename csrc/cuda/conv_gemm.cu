@@ -13,7 +13,7 @@ namespace {
 constexpr int kMostPhases = 4;  // per axis
 
 struct GemmArgs {
-  GemmAxis h[kMostPhases], w[kMostPhases];
+  NarrowTapAxis h[kMostPhases], w[kMostPhases];
   int phases_h, phases_w;
   int64_t n;
   int groups, inner, outer;  // channels of a group in source and result
@@ -28,7 +28,7 @@ struct GemmArgs {
 // is: both operands' loaders follow it.
 struct Term {
   int h, w, chunk;  // tap of the phase, and chunk of its channels
-  __device__ void advance(int by, const GemmAxis& axis_w, int chunks) {
+  __device__ void advance(int by, const NarrowTapAxis& axis_w, int chunks) {
     chunk += by;
     while (chunk >= chunks) {
       chunk -= chunks;
@@ -46,7 +46,7 @@ struct VectorRows {
   const T* base[kPixels];  // channel 0 of the group at (0, 0) of the image
   int h0[kPixels], w0[kPixels];
 
-  __device__ VectorRows(const T* source, const GemmArgs& a, const GemmAxis& h, const GemmAxis& w,
+  __device__ VectorRows(const T* source, const GemmArgs& a, const NarrowTapAxis& h, const NarrowTapAxis& w,
                         const PixelRun& run) {
 #pragma unroll
     for (int i = 0; i < kPixels; ++i) {
@@ -57,7 +57,7 @@ struct VectorRows {
       w0[i] = p.w * w.step + w.off0;
     }
   }
-  __device__ void copy(const Tile& tile, const GemmArgs& a, const GemmAxis& h, const GemmAxis& w,
+  __device__ void copy(const Tile& tile, const GemmArgs& a, const NarrowTapAxis& h, const NarrowTapAxis& w,
                        const Term& at, bool inside_sum) const {
 #pragma unroll
     for (int i = 0; i < kPixels; ++i) {
@@ -83,7 +83,7 @@ struct ElementRows {
   int h0, w0;
   T kept[kShare];
 
-  __device__ ElementRows(const T* source, const GemmArgs& a, const GemmAxis& h, const GemmAxis& w,
+  __device__ ElementRows(const T* source, const GemmArgs& a, const NarrowTapAxis& h, const NarrowTapAxis& w,
                          const PixelRun& run) {
     const int m = static_cast<int>(threadIdx.x) % S::kRows;
     const Pixel p = run.at(m < run.left ? m : 0, h, w);
@@ -92,7 +92,7 @@ struct ElementRows {
     w0 = p.w * w.step + w.off0;
   }
   // The terms from `at` on, which is this thread's place.
-  __device__ void fetch(const GemmArgs& a, const GemmAxis& h, const GemmAxis& w, Term at) {
+  __device__ void fetch(const GemmArgs& a, const NarrowTapAxis& h, const NarrowTapAxis& w, Term at) {
 #pragma unroll
     for (int part = 0; part < kShare / kElements<T>; ++part) {
       const int y = h0 + at.h * h.off_step, x = w0 + at.w * w.off_step, c = at.chunk * kElements<T>;
@@ -136,8 +136,8 @@ constexpr int shared_bytes() {
 
 // Writes the block's tile, from shared memory, in runs of what is contiguous in the result.
 template <typename T, typename S>
-__device__ void store_tile(const T* staged, T* result, const GemmArgs& a, const GemmAxis& h,
-                           const GemmAxis& w, const PixelRun& run, int64_t channel0, int columns) {
+__device__ void store_tile(const T* staged, T* result, const GemmArgs& a, const NarrowTapAxis& h,
+                           const NarrowTapAxis& w, const PixelRun& run, int64_t channel0, int columns) {
   constexpr int e = kElements<T>;
   const int outer_count = a.channels_last ? S::kRows : S::kColumns;
   const int run_length = a.channels_last ? S::kColumns : S::kRows, pitch = run_length + e;
@@ -173,7 +173,7 @@ __global__ void __launch_bounds__(S::kThreadsOf, 512 / S::kThreadsOf)
   const int64_t row_tile = block % a.row_tiles;
   block /= a.row_tiles;
   const int group = static_cast<int>(block % a.groups), phase = static_cast<int>(block / a.groups);
-  const GemmAxis &h = a.h[phase / a.phases_w], &w = a.w[phase % a.phases_w];
+  const NarrowTapAxis &h = a.h[phase / a.phases_w], &w = a.w[phase % a.phases_w];
   const int area = h.grid * w.grid;
   if (row_tile * S::kRows >= a.n * area) return;  // the phases differ by a row or a column
 
@@ -290,19 +290,19 @@ void run_pass(const ConvParams& p, const ConvPlan& plan, bool input_grad, const 
                 static_cast<int>(p.kernel.w),
                 0,
                 0,
-                Strides(input_grad ? p.k : p.c, input_grad ? p.out : p.in, p.channels_last),
-                Strides(input_grad ? p.c : p.k, input_grad ? p.in : p.out, p.channels_last),
+                Strides(p.channels_last, input_grad ? p.k : p.c, input_grad ? p.out : p.in),
+                Strides(p.channels_last, input_grad ? p.c : p.k, input_grad ? p.in : p.out),
                 p.channels_last,
                 p.relu && !input_grad,
                 false};
   for (int64_t i = 0; i < phases_h; ++i)
-    a.h[i] = GemmAxis(input_grad
-                          ? input_grad_taps(p.in.h, p.out.h, p.kernel.h, p.stride.h, p.pad.h, p.dilation.h, i)
-                          : forward_taps(p.in.h, p.out.h, p.kernel.h, p.stride.h, p.pad.h, p.dilation.h));
+    a.h[i] = NarrowTapAxis(
+        input_grad ? input_grad_taps(p.in.h, p.out.h, p.kernel.h, p.stride.h, p.pad.h, p.dilation.h, i)
+                   : forward_taps(p.in.h, p.out.h, p.kernel.h, p.stride.h, p.pad.h, p.dilation.h));
   for (int64_t i = 0; i < phases_w; ++i)
-    a.w[i] = GemmAxis(input_grad
-                          ? input_grad_taps(p.in.w, p.out.w, p.kernel.w, p.stride.w, p.pad.w, p.dilation.w, i)
-                          : forward_taps(p.in.w, p.out.w, p.kernel.w, p.stride.w, p.pad.w, p.dilation.w));
+    a.w[i] = NarrowTapAxis(
+        input_grad ? input_grad_taps(p.in.w, p.out.w, p.kernel.w, p.stride.w, p.pad.w, p.dilation.w, i)
+                   : forward_taps(p.in.w, p.out.w, p.kernel.w, p.stride.w, p.pad.w, p.dilation.w));
   const int64_t area = static_cast<int64_t>(a.h[0].grid) * a.w[0].grid;  // the first phase has most
   dispatch_products(p, [&](auto products) {
     using P = decltype(products);

@@ -10,7 +10,7 @@ namespace cuda {
 namespace {
 
 struct WeightGemmArgs {
-  GemmAxis h, w;  // of the forward pass: pixels of y, taps, and where they are in x
+  NarrowTapAxis h, w;  // of the forward pass: pixels of y, taps, and where they are in x
   int64_t n;
   int groups, c, k;  // channels of a group
   int chunks;        // of 16 bytes that a tap's c channels take
@@ -220,24 +220,25 @@ void gemm_weight_grad(const ConvParams& p, const ConvPlan& plan, const void* dy,
                       void* partials, bool with_bias, void* stream) {
   const int64_t c = p.c / p.groups, k = p.k / p.groups;
   const int64_t bytes = element_bytes(p.dtype), e = 16 / bytes;
-  WeightGemmArgs a = {GemmAxis(forward_taps(p.in.h, p.out.h, p.kernel.h, p.stride.h, p.pad.h, p.dilation.h)),
-                      GemmAxis(forward_taps(p.in.w, p.out.w, p.kernel.w, p.stride.w, p.pad.w, p.dilation.w)),
-                      p.n,
-                      static_cast<int>(p.groups),
-                      static_cast<int>(c),
-                      static_cast<int>(k),
-                      static_cast<int>(ceil_div(c, e)),
-                      0,
-                      0,
-                      plan.splits,
-                      ceil_div(p.n * volume(p.out), kChunks * e),
-                      Strides(p.c, p.in, p.channels_last),
-                      Strides(p.k, p.out, p.channels_last),
-                      p.k};
+  WeightGemmArgs a = {
+      NarrowTapAxis(forward_taps(p.in.h, p.out.h, p.kernel.h, p.stride.h, p.pad.h, p.dilation.h)),
+      NarrowTapAxis(forward_taps(p.in.w, p.out.w, p.kernel.w, p.stride.w, p.pad.w, p.dilation.w)),
+      p.n,
+      static_cast<int>(p.groups),
+      static_cast<int>(c),
+      static_cast<int>(k),
+      static_cast<int>(ceil_div(c, e)),
+      0,
+      0,
+      plan.splits,
+      ceil_div(p.n * volume(p.out), kChunks * e),
+      Strides(p.channels_last, p.c, p.in),
+      Strides(p.channels_last, p.k, p.out),
+      p.k};
   const bool vectors = p.channels_last && c % e == 0 && k % e == 0 && (address(dy) | address(x)) % 16 == 0;
   float* const parts = static_cast<float*>(partials);
   float* const bias_parts =
-      with_bias ? static_cast<float*>(WeightPartials(p, plan.splits).bias_part(partials)) : nullptr;
+      static_cast<float*>(WeightPartials(p, plan.splits).bias_part(partials, with_bias));
   dispatch_products(p, [&](auto products) {
     using P = decltype(products);
     using T = typename P::T;

@@ -251,7 +251,7 @@ void stem_weight_grad(const ConvParams& p, const ConvPlan& plan, const void* dy,
                           (p.channels_last ? p.k : p.out.w) % e == 0 && address(dy) % 16 == 0};
   float* const parts = static_cast<float*>(partials);
   float* const bias_parts =
-      with_bias ? static_cast<float*>(WeightPartials(p, plan.splits).bias_part(partials)) : nullptr;
+      static_cast<float*>(WeightPartials(p, plan.splits).bias_part(partials, with_bias));
   dispatch_products(p, [&](auto products) {
     using P = decltype(products);
     using T = typename P::T;

@@ -2,7 +2,7 @@
 // memory. What the direct convolution kernels share; what is in the tiles is theirs.
 #pragma once
 
-#include "../conv.h"
+#include "conv_axes.h"
 #include "dispatch.h"
 #include "launch.h"
 #include "packs.h"
@@ -21,6 +21,10 @@ struct Tile {
   static constexpr int resident = (each_m * each_n > 8 ? 512 : 768) / threads;
   static_assert(m % each_m == 0 && n % each_n == 0, "threads have equal shares");
 };
+
+// 64 × 64, or, in fp64, half of it, whose sums take as many registers.
+template <typename T>
+using LargeTile = std::conditional_t<sizeof(T) == 8, Tile<64, 32, 4, 4>, Tile<64, 64, 8, 4>>;
 
 // Products of a sum that are made between two barriers: 64 bytes of them.
 template <typename A>
@@ -121,17 +125,23 @@ __device__ inline Pack<T, width> fetch(const T* p, bool exists) {
   return v;
 }
 
-// ---- where elements are --------------------------------------------------------------------------
-
-// Strides of a dense tensor (n, channels, h, w), in elements.
-struct Strides {
-  int64_t n, c, h, w;
-  Strides(bool channels_last, int64_t channels, const Extent& e)
-      : n(channels * volume(e)),
-        c(channels_last ? 1 : volume(e)),
-        h(channels_last ? e.w * channels : e.w),
-        w(channels_last ? channels : 1) {}
+// A long sum of few additions: of those that threads make beside many products. What each addition rounds off
+// (Knuth's two-sum, exactly) is added up too, so the error is that of a single rounding, mostly.
+template <typename A>
+struct ExactSum {
+  A sum = 0, rest = 0;
+  __device__ void add(A v) {
+    const A t = sum + v, of_v = t - sum;
+    rest += (sum - (t - of_v)) + (v - of_v);
+    sum = t;
+  }
+  __device__ A total() const {
+    const A t = sum + rest;
+    return t == t ? t : sum;  // beside infinity, the rest is NaN
+  }
 };
+
+// ---- where elements are --------------------------------------------------------------------------
 
 // Coordinates of what does not exist: outside of everything, whatever is added. All others are smaller, so
 // that sums fit into 32 bits (check_extents).

@@ -156,14 +156,12 @@ class Conv(torch.autograd.Function):
         if ctx.relu:
             dy = _relu_grad(dy, y)
         dx = dw = db = None
-        # In fp32 the bias's own kernel is the more exact one; what is rounded to 16 bits does not show it.
-        with_bias = needs_b and dy.dtype is not torch.float32
         if needs_x and needs_w:
-            dx, dw, db = call(ConvBackward, dy, x, w, ctx.spec, with_bias)
+            dx, dw, db = call(ConvBackward, dy, x, w, ctx.spec, needs_b)
         elif needs_x:
             dx = call(ConvInputGrad, dy, w, None, ctx.spec, ctx.x_shape, ctx.x_format)
         elif needs_w:
-            dw, db = call(ConvWeightGrad, dy, x, ctx.spec, ctx.w_shape, ctx.w_format, with_bias)
+            dw, db = call(ConvWeightGrad, dy, x, ctx.spec, ctx.w_shape, ctx.w_format, needs_b)
         if needs_b and db is None:
             db = call(ConvBiasGrad, dy)
         return dx, dw, db, None, None, None, None

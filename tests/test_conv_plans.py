@@ -10,15 +10,15 @@ import torch
 from torch import nn
 
 import fastops
+from bench.rows import CONVS, Conv
 from fastops import _C
 from fastops.explain import GPUS, raw_ops
 from fastops.ops import layout
 from tests import conv_plans
-from tests.conv_plans import ROWS, Row
 
 TABLE = Path(__file__).resolve().parent.parent / "docs" / "conv_plans.md"
 K = _C.ConvKernel
-every_row = pytest.mark.parametrize("row", ROWS, ids=str)
+every_row = pytest.mark.parametrize("row", CONVS, ids=str)
 every_layout = pytest.mark.parametrize("memory_format", conv_plans.LAYOUTS.values(), ids=conv_plans.LAYOUTS)
 
 
@@ -27,7 +27,7 @@ def test_table_is_up_to_date() -> None:
     assert TABLE.read_text() == text, "run: python -m tests.conv_plans > docs/conv_plans.md"
 
 
-def wanted(row: Row, name: str) -> set[Any]:
+def wanted(row: Conv, name: str) -> set[Any]:
     """The families that a pass of a well-known convolution must not miss."""
     if row.groups == row.c:
         return {K.depthwise}
@@ -40,16 +40,16 @@ def wanted(row: Row, name: str) -> set[Any]:
 
 @every_layout
 @every_row
-def test_families(row: Row, memory_format: torch.memory_format) -> None:
+def test_families(row: Conv, memory_format: torch.memory_format) -> None:
     for name, plan in conv_plans.plans(row, memory_format).items():
         assert plan.kernel in wanted(row, name), name
 
 
 @every_layout
 @every_row
-def test_numbers(row: Row, memory_format: torch.memory_format) -> None:
+def test_numbers(row: Conv, memory_format: torch.memory_format) -> None:
     """What a plan says is consistent, and no better than the device."""
-    params, device = row.params(memory_format), GPUS["H200"]
+    params, device = conv_plans.params(row, memory_format), GPUS["H200"]
     out = params.out[1] * params.out[2]
     flops = 2 * row.n * out * row.k * (row.c // row.groups) * row.kernel**2
     elements = row.n * (row.c * row.size**2 + row.k * out) + row.k * (row.c // row.groups) * row.kernel**2
@@ -63,38 +63,38 @@ def test_numbers(row: Row, memory_format: torch.memory_format) -> None:
 
 @pytest.mark.parametrize("gpu", GPUS)
 @every_row
-def test_every_gpu(row: Row, gpu: str) -> None:
+def test_every_gpu(row: Conv, gpu: str) -> None:
     """A plan on each GPU; what is not served there is not planned."""
-    params = row.params(layout.CHANNELS_LAST)
+    params = conv_plans.params(row, layout.CHANNELS_LAST)
     for name, plan in conv_plans.plans(row, layout.CHANNELS_LAST, GPUS[gpu]).items():
         assert _C.conv_kernel_serves(plan.kernel, params, getattr(_C.ConvPass, name), GPUS[gpu])
 
 
 def test_no_tensor_cores_before_sm_80() -> None:
     turing = _C.Device(capability=75, multiprocessors=68)
-    for row in ROWS:
+    for row in CONVS:
         for plan in conv_plans.plans(row, layout.CHANNELS_LAST, turing).values():
             assert plan.kernel in (K.direct, K.depthwise)
 
 
 def test_weight_gradients_with_few_tiles_are_split() -> None:
     """64→64 3×3 has 9 tiles of 64 × 64 in all: a GPU is filled by cutting the sum."""
-    row = Row("", 256, 64, 64, 3, 56)
+    row = Conv("", 256, 64, 64, 3, 56)
     plan = conv_plans.plans(row, layout.CHANNELS_LAST)["weight_grad"]
     assert plan.splits > 20 and plan.blocks >= GPUS["H200"].multiprocessors
-    wide = conv_plans.plans(Row("", 2, 1280, 1280, 3, 16), layout.CHANNELS_LAST)["weight_grad"]
+    wide = conv_plans.plans(Conv("", 2, 1280, 1280, 3, 16), layout.CHANNELS_LAST)["weight_grad"]
     assert wide.splits <= 2
 
 
 def test_small_tiles_where_large_ones_leave_a_gpu_idle() -> None:
     tiles = [
-        conv_plans.plans(Row("", n, 64, 64, 3, 56), layout.CHANNELS_LAST)["forward"].tile for n in (1, 256)
+        conv_plans.plans(Conv("", n, 64, 64, 3, 56), layout.CHANNELS_LAST)["forward"].tile for n in (1, 256)
     ]
     assert tiles[0].m < tiles[1].m
 
 
 def test_a_family_that_does_not_serve_raises() -> None:
-    params = conv_plans.Row("", 1, 8, 8, 3, 8, groups=8).params(layout.CONTIGUOUS)
+    params = conv_plans.params(Conv("", 1, 8, 8, 3, 8, groups=8), layout.CONTIGUOUS)
     fields = {name: getattr(params, name) for name in params.fields}
     asked = _C.ConvParams(**{**fields, "kernel_family": K.gemm})
     with pytest.raises(ValueError, match="do not serve"):
@@ -155,8 +155,8 @@ def test_explain_says_what_is_missing() -> None:
 
 def test_hopper_has_to_be_asked_for() -> None:
     """Kernels for sm_90a are chosen where the device says so, and then where tensor cores matter."""
-    row = next(r for r in ROWS if r.c >= 64 and r.k >= 64 and r.groups == 1 and r.kernel == 3 and r.n >= 16)
-    params = row.params(torch.channels_last)
+    row = next(r for r in CONVS if r.c >= 64 and r.k >= 64 and r.groups == 1 and r.kernel == 3 and r.n >= 16)
+    params = conv_plans.params(row, torch.channels_last)
     params.dtype = _C.DType.bf16
     device = _C.Device()
     assert not device.hopper_kernels

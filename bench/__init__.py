@@ -1,0 +1,1 @@
+"""The benchmark: fastops beside torch, row by row. ``python -m bench --help``."""

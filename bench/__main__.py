@@ -1,0 +1,102 @@
+"""python -m bench: fastops beside torch, row by row; one JSON line per measurement.
+
+python -m bench                          every row, on the GPU if there is one
+python -m bench --rows "max|unpool"      those whose names match
+python -m bench --out build/bench.jsonl --minutes 3
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import random
+import re
+import sys
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench import host, layers, machine, models, report
+from bench.rows import ROWS
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench", description="fastops beside torch, row by row")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--suite", choices=["layers", "host", "models"], default="layers")
+    parser.add_argument("--rows", default="", help="a regular expression: rows whose line matches")
+    parser.add_argument("--layouts", default="NCHW,NHWC")
+    parser.add_argument("--passes", default="", help="a regular expression")
+    parser.add_argument("--dtypes", default="", help="such as bf16,fp32; default: the rows' first")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--round-seconds", type=float, default=0.01)
+    parser.add_argument("--minutes", type=float, default=60.0, help="ends after the row that runs then")
+    parser.add_argument("--shuffle", action="store_true", help="rows in a random order")
+    parser.add_argument("--out", type=Path, default=Path("build/bench.jsonl"))
+    return parser.parse_args()
+
+
+def layer_cases(options: argparse.Namespace) -> list[tuple[Any, ...]]:
+    """The cases (row, pass, dtype, layout) of the options."""
+    cases = [
+        (row, name, dtype, layout)
+        for row in ROWS
+        for name in row.passes
+        for dtype in (
+            [d for d in row.dtypes if layers.DTYPES[d] in options.dtypes.split(",")]
+            if options.dtypes
+            else row.dtypes[:1]
+        )
+        for layout in options.layouts.split(",")
+        if re.search(options.rows, f"{row.op} {row}") and re.search(options.passes, name)
+    ]
+    if options.shuffle:
+        random.Random(0).shuffle(cases)
+    return cases
+
+
+def layer_records(options: argparse.Namespace, end: float) -> Iterator[dict[str, Any]]:
+    cases = layer_cases(options)
+    for done, (row, name, dtype, layout) in enumerate(cases):
+        if time.monotonic() > end:
+            print(f"out of time: {len(cases) - done} of {len(cases)} cases left out", file=sys.stderr)
+            return
+        yield from layers.measured(
+            *(row, name, dtype, layout, options.device),
+            rounds=options.rounds,
+            round_seconds=options.round_seconds,
+        )
+        if options.device == "cuda":
+            torch.cuda.empty_cache()
+
+
+def main() -> None:
+    options = arguments()
+    end = time.monotonic() + 60 * options.minutes
+    torch.backends.cudnn.benchmark = True
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    # A stream of its own: CUDA graphs are not captured from the default one.
+    stream = torch.cuda.Stream() if options.device == "cuda" else None
+    with options.out.open("w") as out, torch.cuda.stream(stream):
+        first = machine.describe(options.device) | {"ceilings": machine.ceilings(options.device)}
+        found = {
+            "layers": lambda: layer_records(options, end),
+            "host": lambda: host.measured(options.device),
+            "models": lambda: models.measured(options.device),
+        }[options.suite]()
+        records = []
+        for record in itertools.chain([first], found):
+            out.write(json.dumps(record) + "\n")
+            out.flush()
+            records.append(record)
+    tables = {"layers": partial(report.table, first), "host": host.table, "models": models.table}
+    print("\n".join(tables[options.suite](records[1:])))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""What a run was made on: the machine, versions, commit; and its ceilings, measured in the same run."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from datetime import datetime, timezone
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import fastops
+from bench import measure
+
+
+def _git(*arguments: str) -> str:
+    root = Path(__file__).resolve().parent.parent
+    try:
+        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=False)
+    except OSError:
+        return ""
+    return done.stdout.strip()
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
+
+
+def describe(device: str) -> dict[str, Any]:
+    """For the first line of a run."""
+    info = {
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "commit": _git("rev-parse", "HEAD") + ("+changes" if _git("status", "--porcelain", "-uno") else ""),
+        "fastops": fastops.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+    }
+    if device == "cuda":
+        properties = torch.cuda.get_device_properties(0)
+        info |= {
+            "device": properties.name,
+            "capability": f"{properties.major}.{properties.minor}",
+            "multiprocessors": properties.multi_processor_count,
+            "l2_bytes": l2_bytes(),
+            "cuda": torch.version.cuda,
+            "cudnn": torch.backends.cudnn.version(),
+        }
+    else:
+        info["device"] = info["processor"]
+    return info
+
+
+@lru_cache(maxsize=1)
+def l2_bytes() -> int:
+    return int(torch.cuda.get_device_properties(0).L2_cache_size)
+
+
+def ceilings(device: str) -> dict[str, float]:
+    """Bytes a second of a copy (read + written), operations a second of matrix products on random data."""
+    time = measure.on_gpu if device == "cuda" else measure.on_cpu
+    size = (1 << 30) if device == "cuda" else (1 << 26)
+    x = torch.empty(size, dtype=torch.uint8, device=device).random_(0, 256)
+    y = torch.empty_like(x)
+    n = 8192 if device == "cuda" else 1536
+    products = {"bf16": torch.bfloat16, "fp32": torch.float32} | (
+        {"tf32": torch.float32, "fp16": torch.float16} if device == "cuda" else {}
+    )
+    found = {}
+    times = time({"copy": lambda _: y.copy_(x)}, 1, rounds=5, round_seconds=0.02)
+    found["copy"] = 2 * size / times["copy"].seconds
+    before = torch.backends.cuda.matmul.allow_tf32
+    for name, dtype in products.items():
+        torch.backends.cuda.matmul.allow_tf32 = name == "tf32"
+        a, b = (torch.randn(n, n, device=device).to(dtype) for _ in "ab")
+        times = time({"matmul": lambda _, a=a, b=b: a @ b}, 1, rounds=3, round_seconds=0.02)
+        found[name] = 2 * n**3 / times["matmul"].seconds
+    torch.backends.cuda.matmul.allow_tf32 = before
+    return found

@@ -1,0 +1,123 @@
+"""The suite of models: training steps and inference of whole networks, by torch and converted to fastops.
+
+ResNet-50 and ConvNeXt-T are torchvision's, where that can be imported; SegNet is ours. Weights and images are
+random; bf16 throughout, channels_last and contiguous.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import fastops
+from bench import measure
+from bench.layers import LAYOUTS
+
+
+class SegNet(nn.Module):
+    """VGG-like encoder; a decoder that unpools to where the maxima came from."""
+
+    def __init__(self, widths: tuple[int, ...] = (64, 128, 256, 512)) -> None:
+        super().__init__()
+
+        def block(a: int, b: int) -> nn.Sequential:
+            convs = [(a, b), (b, b)]
+            layers: list[nn.Module] = []
+            for i, o in convs:
+                layers += [nn.Conv2d(i, o, 3, padding=1, bias=False), nn.BatchNorm2d(o), nn.ReLU()]
+            return nn.Sequential(*layers)
+
+        pairs = list(zip((3, *widths), widths, strict=False))
+        self.down = nn.ModuleList(block(a, b) for a, b in pairs)
+        self.up = nn.ModuleList(block(b, max(a, 16)) for a, b in reversed(pairs))
+        self.pool, self.unpool = nn.MaxPool2d(2, return_indices=True), nn.MaxUnpool2d(2)
+        self.head = nn.Conv2d(16, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        places = []
+        for block in self.down:
+            x = block(x)
+            size = x.shape[-2:]
+            x, where = self.pool(x)
+            places.append((where, size))
+        for block, (where, size) in zip(self.up, reversed(places), strict=True):
+            x = block(self.unpool(x, where, output_size=size))
+        return self.head(x)
+
+
+def _torchvision(name: str) -> Callable[[], nn.Module]:
+    def make() -> nn.Module:
+        import torchvision
+
+        return getattr(torchvision.models, name)(weights=None)
+
+    return make
+
+
+MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], tuple[int, ...]]] = {
+    # how it is made, images on a GPU, images on the CPU
+    "ResNet-50": (_torchvision("resnet50"), (128, 3, 224, 224), (2, 3, 224, 224)),
+    "SegNet": (SegNet, (16, 3, 256, 256), (1, 3, 64, 64)),
+    "ConvNeXt-T": (_torchvision("convnext_tiny"), (64, 3, 224, 224), (2, 3, 224, 224)),
+}
+
+
+def measured(device: str, *, layouts: tuple[str, ...] = ("NHWC", "NCHW")) -> Iterator[dict[str, Any]]:
+    """One record per model, layout, kind of run and contender."""
+    timer = measure.on_gpu if device == "cuda" else measure.on_cpu
+    for name, (make, on_gpu, on_cpu) in MODELS.items():
+        base = {"suite": "models", "model": name, "dtype": "bf16"}
+        try:
+            original = make()
+        except Exception as error:
+            yield base | {"error": f"{type(error).__name__}: {error}"}
+            continue
+        shape = on_gpu if device == "cuda" else on_cpu
+        for layout in layouts:
+            works: dict[str, dict[str, measure.Work]] = {"training": {}, "inference": {}}
+            x = torch.randn(shape, device=device, dtype=torch.bfloat16)
+            x = x.contiguous(memory_format=LAYOUTS[layout])
+            for by in ("fastops", "torch"):
+                model = copy.deepcopy(original).to(device, torch.bfloat16, memory_format=LAYOUTS[layout])
+                if by == "fastops":
+                    fastops.convert(model)
+
+                def train(_: int, model: nn.Module = model, x: Tensor = x) -> None:
+                    model.train()
+                    model.zero_grad(set_to_none=True)
+                    model(x).float().square().mean().backward()
+
+                def infer(_: int, model: nn.Module = model, x: Tensor = x) -> Tensor:
+                    model.eval()
+                    with torch.no_grad():
+                        return model(x)
+
+                works["training"][by], works["inference"][by] = train, infer
+            for kind, contenders in works.items():
+                case = base | {"layout": layout, "kind": kind, "images": shape[0]}
+                try:
+                    times = timer(contenders, 1, rounds=3, round_seconds=0.1)
+                except Exception as error:
+                    yield case | {"error": f"{type(error).__name__}: {str(error)[:300]}"}
+                    continue
+                for by, time in times.items():
+                    yield case | {"by": by, "seconds": time.seconds, "low": time.low, "high": time.high}
+
+
+def table(records: list[dict[str, Any]]) -> Iterator[str]:
+    """Markdown: one line per model, layout and kind."""
+    yield "| model | layout | kind | fastops ms | torch ms | ratio |"
+    yield "|---|---|---|---|---|---|"
+    by: dict[tuple[str, ...], dict[str, float]] = {}
+    for r in records:
+        if "error" in r:
+            yield f"| {r['model']} | {r.get('layout', '')} | {r.get('kind', '')} | {r['error'][:80]} | | |"
+            continue
+        by.setdefault((r["model"], r["layout"], r["kind"]), {})[r["by"]] = r["seconds"] * 1e3
+    for key, both in by.items():
+        ours, theirs = both["fastops"], both["torch"]
+        yield f"| {' | '.join(key)} | {ours:.2f} | {theirs:.2f} | {theirs / ours:.2f} |"

@@ -181,7 +181,10 @@ void bind_params(py::module_& m) {
       .field("dilation", &ConvParams::dilation)
       .field("relu", &ConvParams::relu)
       .field("tf32", &ConvParams::tf32)
-      .field("kernel_family", &ConvParams::kernel_family);
+      .field("kernel_family", &ConvParams::kernel_family)
+      .field("tile_m", &ConvParams::tile_m)
+      .field("tile_n", &ConvParams::tile_n)
+      .field("splits", &ConvParams::splits);
   m.def("conv_plan", conv_plan, py::arg("params"), py::arg("pass_"), py::arg("device"));
   m.def("conv_kernel_serves", conv_kernel_serves, py::arg("kernel"), py::arg("params"), py::arg("pass_"),
         py::arg("device"));

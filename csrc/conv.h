@@ -32,6 +32,8 @@ struct ConvParams {
   bool relu = false;  // y = max(y, 0), after the bias; the forward pass alone
   bool tf32 = false;  // on a GPU, fp32 products may be of 10 bits; where not, they are as exact as fp32's
   ConvKernel kernel_family = ConvKernel::kAuto;
+  // Where not 0, of the plans only those with this tile, and with so many parts of a weight gradient's sum.
+  int64_t tile_m = 0, tile_n = 0, splits = 0;
 };
 
 namespace cpu {

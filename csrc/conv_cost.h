@@ -26,6 +26,11 @@ inline double tensor_cost(const ConvParams& p) { return p.dtype == DType::kF32 ?
 // Whether there is no third axis.
 inline bool is_flat(const ConvParams& p) { return p.in.d == 1 && p.out.d == 1 && p.kernel.d == 1; }
 
+// Whether the params leave a family this tile. A plan of no blocks says that there is none.
+inline bool is_wanted(const ConvParams& p, int64_t tile_m, int64_t tile_n) {
+  return (p.tile_m == 0 || p.tile_m == tile_m) && (p.tile_n == 0 || p.tile_n == tile_n);
+}
+
 // Operations of a pass: the same for all three, if no product with an inserted zero is counted.
 double flops_of(const ConvParams& p);
 

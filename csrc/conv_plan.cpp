@@ -107,7 +107,9 @@ ConvPlan conv_plan(const ConvParams& p, ConvPass pass, const Device& device) {
   if (p.kernel_family != ConvKernel::kAuto) {
     if (!conv_kernel_serves(p.kernel_family, p, pass, device))
       throw std::invalid_argument("fastops: these kernels do not serve this convolution");
-    return plan_of(p.kernel_family, p, pass, device);
+    const ConvPlan plan = plan_of(p.kernel_family, p, pass, device);
+    if (plan.blocks == 0) throw std::invalid_argument("fastops: these kernels have no such tile");
+    return plan;
   }
   ConvPlan best = direct_plan(p, pass, device);
   for (const ConvKernel kernel :
@@ -115,7 +117,7 @@ ConvPlan conv_plan(const ConvParams& p, ConvPass pass, const Device& device) {
     if (!conv_kernel_serves(kernel, p, pass, device)) continue;
     if (kernel == ConvKernel::kHopper && !device.hopper_kernels) continue;
     const ConvPlan plan = plan_of(kernel, p, pass, device);
-    if (plan.seconds < best.seconds) best = plan;
+    if (plan.blocks > 0 && plan.seconds < best.seconds) best = plan;
   }
   return best;
 }

@@ -75,6 +75,7 @@ ConvPlan gemm_plan(const ConvParams& p, ConvPass pass, const Device& device) {
   ConvPlan best;
   for (int t = 0, count = tiles_of(p, weight, vectors, tiles); t < count; ++t) {
     const GemmTile& tile = tiles[t];
+    if (!is_wanted(p, tile.m, tile.n)) continue;
     const GemmStep step = step_of(p, tile, vectors, device);
     ConvPlan plan;
     plan.kernel = ConvKernel::kGemm;
@@ -90,7 +91,7 @@ ConvPlan gemm_plan(const ConvParams& p, ConvPass pass, const Device& device) {
       const int64_t most = imin(steps / 4, static_cast<int64_t>(67e6 / (4 * weights)));
       for (int waves = 0; waves <= 8; ++waves) {
         const int64_t wanted = waves * 2 * device.multiprocessors / tiles_in_all;
-        plan.splits = imax(fewest, imin(wanted, most));
+        plan.splits = imax(fewest, p.splits ? imin(p.splits, steps) : imin(wanted, most));
         plan.blocks = tiles_in_all * plan.splits;
         const double per_block = static_cast<double>(ceil_div(steps, plan.splits));
         // Parts are written and read again.

@@ -113,6 +113,9 @@ class ConvParams:
     relu: bool
     tf32: bool
     kernel_family: ConvKernel
+    tile_m: int
+    tile_n: int
+    splits: int
     def __init__(self, **fields: Any) -> None: ...
 class BatchNormParams:
     fields: ClassVar[tuple[str, ...]]

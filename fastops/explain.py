@@ -31,6 +31,7 @@ GPUS: dict[str, _C.Device] = {
         l2_bytes=50 << 20,
         clock_hz=1.83e9,
         bandwidth=3.0e12,
+        hopper_kernels=True,
     ),
     "H200": _C.Device(
         capability=90,
@@ -39,6 +40,7 @@ GPUS: dict[str, _C.Device] = {
         l2_bytes=50 << 20,
         clock_hz=1.785e9,
         bandwidth=4.3e12,
+        hopper_kernels=True,
     ),
     "RTX 4090": _C.Device(
         capability=89,

@@ -38,6 +38,8 @@ class Conv(NamedTuple):
     extra: Pair = (0, 0)
     dilation: Pair = (1, 1)
     groups: int = 1
+    tile: Pair = (0, 0)  # where it is not to be the plan's choice
+    splits: int = 0
 
     def __str__(self) -> str:
         return self.why.replace(" ", "_")
@@ -143,6 +145,11 @@ HOPPER = [  # beside DENSE, of which it serves what has whole 8 channels
     Conv(1, 8, 16, (23, 24), (3, 3), "hopper stride 8 and 5", stride=(8, 5), padding=(2, 1)),
     Conv(1, 8, 8, (40, 37), (2, 3), "hopper dilation 30 and 17", padding=(15, 17), dilation=(30, 17)),
     Conv(2, 8, 8, (6, 5), (2, 2), "hopper padding beyond the kernel", padding=(4, 3), extra=(0, 1)),
+    Conv(2, 72, 136, (9, 10), (3, 3), "hopper 128 channels", padding=(1, 1), tile=(128, 128)),
+    Conv(3, 64, 72, (10, 11), (3, 3), "hopper phases", stride=(2, 2), padding=(1, 1), tile=(128, 128)),
+    Conv(1, 136, 264, (8, 9), (3, 2), "hopper 256 channels", padding=(1, 0), tile=(128, 256)),
+    Conv(2, 40, 24, (9, 11), (2, 3), "hopper phases of 256", stride=(2, 1), tile=(128, 256)),
+    Conv(3, 16, 24, (9, 9), (3, 3), "hopper parts", padding=(1, 1), splits=3),
 ]  # fmt: skip
 
 EDGES = Conv(1, 3, 8, (12, 22), (3, 3), "last row and column in no window", stride=(2, 2))
@@ -173,6 +180,7 @@ def params_of(case: Conv, dtype: torch.dtype, tf32: bool, channels_last: bool, k
     spec = ConvSpec(case.stride, case.padding, case.dilation, case.groups)
     params = conv_params.__wrapped__(spec, *case.shapes(), dtype, memory_format, memory_format)
     params.tf32, params.kernel_family = tf32, kernel
+    (params.tile_m, params.tile_n), params.splits = case.tile, case.splits
     return params
 
 

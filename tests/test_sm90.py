@@ -57,7 +57,7 @@ class Runner:
             wide = [ctypes.c_void_p(a) for a in addresses]
             rest = [a if isinstance(a, ctypes.c_void_p) else ctypes.c_int64(a) for a in arguments]
             if name == "matmul":
-                rest[-1] = ctypes.c_int(arguments[-1])
+                rest[-2:] = ctypes.c_bool(arguments[-2]), ctypes.c_int(arguments[-1])
             getattr(on_gpu(), f"run_{name}")(*wide, *rest, ctypes.c_bool(bfloat), ctypes.c_void_p(0))
             torch.cuda.synchronize()
         return tensors[-1].cpu()
@@ -145,19 +145,23 @@ def test_im2col_copy(image: Any, dtype: torch.dtype, run: Runner) -> None:
                 assert torch.equal(found, wanted), (first, channel, tap)
 
 
-def matmul(run: Runner, m: int, n: int, k: int, dtype: torch.dtype, bug: int = 0) -> tuple[Tensor, Tensor]:
+def matmul(
+    run: Runner, m: int, n: int, k: int, dtype: torch.dtype, bug: int = 0, *, across: bool = False
+) -> tuple[Tensor, Tensor]:
     """What the kernel says, and what is right: whole numbers, so that every order of adding is exact."""
     a, b = whole(m, k).to(dtype), whole(n, k, seed=1).to(dtype)
     y = torch.full((m, n), float("nan"))
-    found = run("matmul", [a, b], y, m, n, k, bug, bfloat=dtype == torch.bfloat16)
+    operands = [t.T.contiguous() if across else t for t in (a, b)]
+    found = run("matmul", operands, y, m, n, k, across, bug, bfloat=dtype == torch.bfloat16)
     return found, a.float() @ b.float().T
 
 
 @every_dtype
 @pytest.mark.parametrize("k", [16, 64, 200, 448])
-@pytest.mark.parametrize("n", [64, 128])
-def test_matmul(n: int, k: int, dtype: torch.dtype, run: Runner) -> None:
-    found, wanted = matmul(run, 128, n, k, dtype)
+@pytest.mark.parametrize("n", [64, 128, 256])
+@pytest.mark.parametrize("across", [False, True], ids=["along", "across"])
+def test_matmul(across: bool, n: int, k: int, dtype: torch.dtype, run: Runner) -> None:
+    found, wanted = matmul(run, 128, n, k, dtype, across=across)
     assert torch.equal(found, wanted)
 
 

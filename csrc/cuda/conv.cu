@@ -55,7 +55,9 @@ ConvPlan plan(const ConvParams& p, ConvPass pass) { return conv_plan(p, pass, cu
 
 int64_t workspace_of(const ConvParams& p, ConvPass pass) {
   const ConvPlan chosen = plan(p, pass);
-  if (pass == ConvPass::kWeightGrad) return WeightPartials(p, chosen.splits).total_bytes();
+  if (pass == ConvPass::kWeightGrad)
+    return imax(WeightPartials(p, chosen.splits).total_bytes(),
+                chosen.kernel == ConvKernel::kHopper ? conv_bias_grad_workspace(p) : 0);
   // Both want packed weights.
   if (chosen.kernel == ConvKernel::kGemm || chosen.kernel == ConvKernel::kHopper)
     return gemm_workspace(p, pass);
@@ -126,6 +128,8 @@ void conv_input_grad(const ConvParams& p, const void* dy, const void* w, const v
       return depthwise_input_grad(p, chosen, dy, w, bias, dx, stream);
     case ConvKernel::kGemm:
       return gemm_input_grad(p, chosen, dy, w, bias, dx, workspace, stream);
+    case ConvKernel::kHopper:
+      return hopper_input_grad(p, chosen, dy, w, bias, dx, workspace, stream);
     default:
       no_kernel();
   }
@@ -147,6 +151,12 @@ void conv_weight_grad(const ConvParams& p, const void* dy, const void* x, void* 
     case ConvKernel::kGemm:
       gemm_weight_grad(p, chosen, dy, x, workspace, db != nullptr, stream);
       break;
+    case ConvKernel::kHopper:
+      hopper_weight_grad(p, chosen, dy, x, workspace, stream);
+      finish_weight_grad(p, chosen.splits, workspace, dw, nullptr, stream);
+      // The parts have been read: their place is free.
+      if (db) conv_bias_grad(p, dy, db, workspace, stream);
+      return;
     default:
       no_kernel();
   }

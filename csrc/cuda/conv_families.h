@@ -67,9 +67,14 @@ void gemm_input_grad(const ConvParams& p, const ConvPlan& plan, const void* dy, 
 void gemm_weight_grad(const ConvParams& p, const ConvPlan& plan, const void* dy, const void* x,
                       void* partials, bool with_bias, void* stream);
 
-// conv_hopper.cu: tensor cores of sm_90a, fed by TMA.
+// conv_hopper.cu, conv_hopper_weight_grad.cu: tensor cores of sm_90a, fed by TMA.
 void hopper_conv(const ConvParams& p, const ConvPlan& plan, const void* x, const void* w, const void* bias,
                  void* y, void* workspace, void* stream);
+void hopper_input_grad(const ConvParams& p, const ConvPlan& plan, const void* dy, const void* w,
+                       const void* bias, void* dx, void* workspace, void* stream);
+// Without the sums of dy.
+void hopper_weight_grad(const ConvParams& p, const ConvPlan& plan, const void* dy, const void* x,
+                        void* partials, void* stream);
 
 }  // namespace cuda
 }  // namespace fastops

@@ -1,73 +1,85 @@
-// Convolution on sm_90a's tensor cores: as conv_gemm.cu a product of matrices that are never made, with rows
-// that are y's pixels and a sum over (tap, channel). One warp feeds a ring of tiles in shared memory by TMA,
-// which walks over windows itself (im2col) and fills padding with zeros; two warpgroups multiply (wgmma).
+// Convolution and its input gradient on sm_90a's tensor cores: as conv_gemm.cu a product of matrices that are
+// never made, with rows that are the result's pixels and a sum over (tap, source channel). One warp feeds a
+// ring of tiles in shared memory by TMA, which walks over windows itself (im2col) and fills padding with
+// zeros; two warpgroups multiply (wgmma). Each stride phase of an input gradient is a product of its own,
+// with a tensor map of its own, in one launch.
 //
-// A tile is 128 pixels × 64 or 128 channels, by steps of 64 channels of one tap: 16 KiB of x and 8 or 16 KiB
-// of w. Four stages are 128 KiB at most; one step takes 512 clocks or so, and three of them cover the latency
-// of memory.
+// A step is 64 channels of one tap: of 128 pixels and of 64, 128 or 256 result channels, 24, 32 or 48 KiB
+// from the L2 cache for 2 · 128 · channels · 64 operations: 256, 512 or 1,024 clocks of the tensor cores. At
+// the 40 bytes a clock that the L2 cache gives, loading takes 614, 819 or 1,229: wide tiles where there are
+// channels enough. A block of the narrow ones leaves room for two others on its multiprocessor (registers: 72
+// a thread; shared memory: 72 KiB), of the next one for one (112; 96 KiB): while one begins or ends, another
+// multiplies.
+#include "conv_hopper.h"
+
+#include <algorithm>
 #include <cstring>
 
-#include "../conv_cost.h"
 #include "conv_pack.h"
 #include "primitives_sm90.cuh"
-#include "tensor_map.h"
 
 namespace fastops {
 namespace cuda {
 namespace {
 
-constexpr int kWarpgroup = 128, kBlock = 3 * kWarpgroup;
-constexpr int kPixels = 128, kDepth = 64, kStages = 4;
-// Of 65,536 registers: 168 for each thread at first, then 128 · (40 + 2 · 232).
-constexpr int kFeedersRegisters = 40, kMultipliersRegisters = 232;
+constexpr int kPixels = 128;
 
+// One stride phase: where its windows lie, and the pixels of the result that it has.
+struct Phase {
+  int64_t pixels;
+  HopperAxis h, w;
+};
+
+constexpr int kMostPhases = 4;
+struct Maps {
+  CUtensorMap source[kMostPhases], w;
+};
 struct HopperArgs {
-  int64_t pixels;                               // of all images
-  int k, column_tiles, chunks, taps_h, taps_w;  // chunks: of kDepth channels
-  int out_h, out_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
+  Phase phases[kMostPhases];
+  int64_t row_tiles;                             // of the largest phase
+  int channels, column_tiles, chunks, kernel_w;  // of the result; chunks: of kDepth source channels
+  int64_t image, row;                            // of the result, in pixels
   bool relu;
 };
 
+template <int channels>
+constexpr int kStages = channels == 256 ? 4 : 3;
+template <int channels>
+constexpr int kBlocksPerProcessor = channels == 64    ? 3
+                                    : channels == 128 ? 2
+                                                      : 1;
+
 template <typename T, int channels>
 struct Ring {
-  T x[kStages][kPixels][kDepth];
-  T w[kStages][channels][kDepth];
-  uint64_t full[kStages], empty[kStages];
-};
-
-// Which stage, and the parity of the phase that its barrier is in.
-struct Stage {
-  int at = 0;
-  uint32_t parity = 0;
-  __device__ void advance() {
-    if (++at == kStages) at = 0, parity ^= 1;
-  }
+  T x[kStages<channels>][kPixels][kDepth];
+  T w[kStages<channels>][channels][kDepth];
+  uint64_t full[kStages<channels>], empty[kStages<channels>];
 };
 
 // Fills the ring, over all steps.
 template <typename T, int channels>
 __device__ void feed(Ring<T, channels>& ring, const CUtensorMap* x, const CUtensorMap* w, const HopperArgs& a,
-                     int64_t first, int column) {
+                     const Phase& phase, int64_t first, int column) {
   prefetch_tensor_map(x);
   prefetch_tensor_map(w);
-  const int64_t image = int64_t{a.out_h} * a.out_w;
-  const int n = static_cast<int>(first / image), pixel = static_cast<int>(first - n * image);
-  const int row = pixel / a.out_w, h = row * a.stride_h - a.pad_h;
-  const int left = (pixel - row * a.out_w) * a.stride_w - a.pad_w;
-  Stage stage;
-  int tap = 0;
-  for (int i = 0; i < a.taps_h; ++i)
-    for (int j = 0; j < a.taps_w; ++j, ++tap)
+  const WindowStart start(first, phase.h, phase.w);
+  Stage<kStages<channels>> stage;
+  for (int i = 0; i < phase.h.taps; ++i)
+    for (int j = 0; j < phase.w.taps; ++j) {
+      const int tap =
+          (phase.h.tap0 + i * phase.h.tap_step) * a.kernel_w + phase.w.tap0 + j * phase.w.tap_step;
       for (int chunk = 0; chunk < a.chunks; ++chunk) {
         // Before the first phase of a barrier is one of parity 1, long over.
         barrier_wait(&ring.empty[stage.at], stage.parity ^ 1);
         uint64_t* const full = &ring.full[stage.at];
         barrier_arrive_expect(full, (kPixels + channels) * kDepth * sizeof(T));
-        tensor_copy_im2col(ring.x[stage.at], x, full, chunk * kDepth, left, h, n,
-                           static_cast<uint16_t>(j * a.dilation_w), static_cast<uint16_t>(i * a.dilation_h));
+        tensor_copy_im2col(ring.x[stage.at], x, full, chunk * kDepth, start.w, start.h, start.n,
+                           static_cast<uint16_t>(j * phase.w.off_step),
+                           static_cast<uint16_t>(i * phase.h.off_step));
         tensor_copy_3d(ring.w[stage.at], w, full, chunk * kDepth, tap, column);
         stage.advance();
       }
+    }
 }
 
 // d = the sum over all steps, of 64 pixels from the `rows`-th of the tile on.
@@ -77,7 +89,7 @@ __device__ __forceinline__ void multiply(Ring<T, channels>& ring, float (&d)[cha
 #pragma unroll
   for (int i = 0; i < channels / 2; ++i) d[i] = 0.0f;
   const uint64_t x0 = matrix_descriptor(ring.x[0][rows]), w0 = matrix_descriptor(ring.w[0]);
-  Stage stage;
+  Stage<kStages<channels>> stage;
   int before = 0;  // the stage that is released next
   for (int step = 0; step < steps; ++step) {
     barrier_wait(&ring.full[stage.at], stage.parity);
@@ -118,18 +130,29 @@ __device__ __forceinline__ uint4 gather_channels(const uint32_t (&v)[4]) {
   return upper ? make_uint4(far0, far1, high[0], high[1]) : make_uint4(low[0], low[1], far0, far1);
 }
 
-// What a warpgroup has of the tile into y: pixels from `first` on, channels from `column` on.
+// What a warpgroup has of the tile into the result: pixels of the phase from `first` on, channels from
+// `column` on.
 template <typename T, int channels>
 __device__ __forceinline__ void write_out(const float (&d)[channels / 2], const T* bias, T* y,
-                                          const HopperArgs& a, int64_t first, int column) {
+                                          const HopperArgs& a, const Phase& phase, int64_t first,
+                                          int column) {
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32 % 4;
+  T* to[2];  // null: no such pixel
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    const int64_t pixel = first + 16 * warp + lane / 4 + 8 * h;
+    const int64_t line = pixel / phase.w.grid, n = line / phase.h.grid;
+    const int64_t at = n * a.image + (phase.h.out0 + (line - n * phase.h.grid) * phase.h.out_step) * a.row +
+                       phase.w.out0 + (pixel - line * phase.w.grid) * phase.w.out_step;
+    to[h] = pixel < phase.pixels ? y + at * a.channels : nullptr;
+  }
 #pragma unroll
   for (int j = 0; j < channels / 8; j += 4) {
     float add[8];
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
       const int channel = column + 8 * (j + i / 2) + lane % 4 * 2 + i % 2;
-      add[i] = bias && channel < a.k ? to_acc(bias[channel]) : 0.0f;
+      add[i] = bias && channel < a.channels ? to_acc(bias[channel]) : 0.0f;
     }
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
@@ -142,84 +165,115 @@ __device__ __forceinline__ void write_out(const float (&d)[channels / 2], const 
         pairs[q] = pair_of<T>(low, high);
       }
       const uint4 eight = gather_channels(pairs);
-      const int64_t pixel = first + 16 * warp + lane / 4 + 8 * h;
       const int channel = column + 8 * (j + lane % 4);
-      if (pixel < a.pixels && channel < a.k) *reinterpret_cast<uint4*>(y + pixel * a.k + channel) = eight;
+      if (to[h] && channel < a.channels) *reinterpret_cast<uint4*>(to[h] + channel) = eight;
     }
   }
 }
 
 template <typename T, int channels>
-__global__ void __launch_bounds__(kBlock, 1)
-    conv_hopper_kernel(const __grid_constant__ CUtensorMap x, const __grid_constant__ CUtensorMap w,
-                       const T* bias, T* y, const HopperArgs a) {
+__global__ void __launch_bounds__(kHopperThreads<2>, kBlocksPerProcessor<channels>)
+    conv_hopper_kernel(const __grid_constant__ Maps maps, const __grid_constant__ HopperArgs a, const T* bias,
+                       T* y) {
   auto& ring = *dynamic_shared<Ring<T, channels>>();
   const int group = static_cast<int>(threadIdx.x) / kWarpgroup;
-  const int64_t row_tile = blockIdx.x / static_cast<unsigned>(a.column_tiles);
-  const int64_t first = row_tile * kPixels;
-  const int column = static_cast<int>(blockIdx.x - row_tile * a.column_tiles) * channels;
-  if (threadIdx.x == 0) {
-    for (int s = 0; s < kStages; ++s) {
-      barrier_init(&ring.full[s], 1);
-      barrier_init(&ring.empty[s], 2 * kWarpgroup);
-    }
-    fence_barrier_init();
-  }
-  __syncthreads();
-  if (group == 0) {
-    fewer_registers<kFeedersRegisters>();
-    if (threadIdx.x == 0) feed(ring, &x, &w, a, first, column);
+  const int64_t tile = blockIdx.x / static_cast<unsigned>(a.column_tiles);
+  const int column = static_cast<int>(blockIdx.x - tile * a.column_tiles) * channels;
+  const int of = static_cast<int>(tile / a.row_tiles);
+  const Phase& phase = a.phases[of];
+  const int64_t first = (tile - of * a.row_tiles) * kPixels;
+  if (first >= phase.pixels) return;  // the phases differ by a row or a column
+  make_ring<2>(ring);
+  if (group == 2) {
+    if (threadIdx.x % 32 == 0) feed(ring, &maps.source[of], &maps.w, a, phase, first, column);
   } else {
-    more_registers<kMultipliersRegisters>();
     float d[channels / 2];
-    const int rows = (group - 1) * 64;
-    multiply(ring, d, a.taps_h * a.taps_w * a.chunks, rows);
-    write_out<T, channels>(d, bias, y, a, first + rows, column);
+    multiply(ring, d, phase.h.taps * phase.w.taps * a.chunks, group * 64);
+    write_out<T, channels>(d, bias, y, a, phase, first + group * 64, column);
   }
 }
 
 template <typename T, int channels>
-void run(const ConvParams& p, const ConvPlan& plan, const void* x, const T* w, const void* bias, void* y,
-         void* stream) {
-  const auto x_map = im2col_map(static_cast<const T*>(x), p.n, p.c, {p.in.h, p.out.h, p.stride.h, p.pad.h},
-                                {p.in.w, p.out.w, p.stride.w, p.pad.w}, kPixels);
-  const auto w_map = tiled_map<T, 3>(w, {p.c, conv_taps(p), p.k}, {kDepth, 1, channels});
-  const auto small = [](int64_t v) { return static_cast<int>(v); };
-  HopperArgs a;
-  a.pixels = p.n * volume(p.out);
-  a.k = small(p.k);
-  a.column_tiles = small(ceil_div(p.k, channels));
-  a.chunks = small(ceil_div(p.c, kDepth));
-  a.taps_h = small(p.kernel.h), a.taps_w = small(p.kernel.w);
-  a.out_h = small(p.out.h), a.out_w = small(p.out.w);
-  a.stride_h = small(p.stride.h), a.stride_w = small(p.stride.w);
-  a.pad_h = small(p.pad.h), a.pad_w = small(p.pad.w);
-  a.dilation_h = small(p.dilation.h), a.dilation_w = small(p.dilation.w);
-  a.relu = p.relu;
-  launch("conv_hopper", conv_hopper_kernel<T, channels>, static_cast<unsigned>(plan.blocks), kBlock,
-         sizeof(Ring<T, channels>), stream, x_map, w_map, static_cast<const T*>(bias), static_cast<T*>(y), a);
+void start(const Maps& maps, HopperArgs& a, int phases, const void* bias, void* y, void* stream) {
+  a.column_tiles = static_cast<int>(ceil_div(a.channels, channels));
+  launch("conv_hopper", conv_hopper_kernel<T, channels>,
+         static_cast<unsigned>(phases * a.row_tiles * a.column_tiles), kHopperThreads<2>,
+         sizeof(Ring<T, channels>), stream, maps, a, static_cast<const T*>(bias), static_cast<T*>(y));
 }
 
 template <typename T>
-void run(const ConvParams& p, const ConvPlan& plan, const void* x, const void* w, const void* bias, void* y,
-         void* workspace, void* stream) {
-  const T* const packed = packed_weights<T>(p, false, w, workspace, stream);
-  if (plan.tile.n == 64)
-    run<T, 64>(p, plan, x, packed, bias, y, stream);
+void run(const ConvParams& p, const ConvPlan& plan, bool input_grad, const void* source, const void* w,
+         const void* bias, void* result, void* workspace, void* stream) {
+  const T* const packed = packed_weights<T>(p, input_grad, w, workspace, stream);
+  const int64_t outer = input_grad ? p.c : p.k, inner = input_grad ? p.k : p.c;
+  const Extent& out = input_grad ? p.in : p.out;
+  HopperArgs a = {};
+  a.channels = static_cast<int>(outer);
+  a.chunks = static_cast<int>(ceil_div(inner, kDepth));
+  a.kernel_w = static_cast<int>(p.kernel.w);
+  a.image = volume(out), a.row = out.w;
+  a.relu = p.relu && !input_grad;
+  // Phases with most taps first: their blocks take longest.
+  const int64_t phases_h = input_grad ? imin(p.stride.h, p.in.h) : 1;
+  const int64_t phases_w = input_grad ? imin(p.stride.w, p.in.w) : 1;
+  int phases = 0;
+  for (int64_t i = 0; i < phases_h; ++i)
+    for (int64_t j = 0; j < phases_w; ++j) {
+      Phase& phase = a.phases[phases++];
+      phase.h = HopperAxis(
+          input_grad ? input_grad_taps(p.in.h, p.out.h, p.kernel.h, p.stride.h, p.pad.h, p.dilation.h, i)
+                     : forward_taps(p.in.h, p.out.h, p.kernel.h, p.stride.h, p.pad.h, p.dilation.h));
+      phase.w = HopperAxis(
+          input_grad ? input_grad_taps(p.in.w, p.out.w, p.kernel.w, p.stride.w, p.pad.w, p.dilation.w, j)
+                     : forward_taps(p.in.w, p.out.w, p.kernel.w, p.stride.w, p.pad.w, p.dilation.w));
+      phase.pixels = p.n * phase.h.grid * phase.w.grid;
+      a.row_tiles = imax(a.row_tiles, ceil_div(phase.pixels, kPixels));
+    }
+  std::stable_sort(a.phases, a.phases + phases, [](const Phase& one, const Phase& other) {
+    return one.h.taps * one.w.taps > other.h.taps * other.w.taps;
+  });
+  Maps maps = {};
+  for (int i = 0; i < phases; ++i) {
+    const Phase& phase = a.phases[i];
+    if (phase.h.taps * phase.w.taps > 0)
+      maps.source[i] = im2col_map(static_cast<const T*>(source), p.n, inner, phase.h.windows(),
+                                  phase.w.windows(), kPixels);
+  }
+  const uint32_t channels = static_cast<uint32_t>(plan.tile.n);
+  maps.w = tiled_map<T, 3>(packed, {inner, conv_taps(p), outer}, {kDepth, 1, channels});
+  if (channels == 64)
+    start<T, 64>(maps, a, phases, bias, result, stream);
+  else if (channels == 128)
+    start<T, 128>(maps, a, phases, bias, result, stream);
   else
-    run<T, 128>(p, plan, x, packed, bias, y, stream);
+    start<T, 256>(maps, a, phases, bias, result, stream);
 }
+
+void run_pass(const ConvParams& p, const ConvPlan& plan, bool input_grad, const void* source, const void* w,
+              const void* bias, void* result, void* workspace, void* stream) {
+  if (p.dtype == DType::kF16)
+    run<__half>(p, plan, input_grad, source, w, bias, result, workspace, stream);
+  else
+    run<__nv_bfloat16>(p, plan, input_grad, source, w, bias, result, workspace, stream);
+}
+
+bool in_place(const void* a, const void* b) { return (address(a) | address(b)) % 16 == 0; }
 
 }  // namespace
 
 void hopper_conv(const ConvParams& p, const ConvPlan& plan, const void* x, const void* w, const void* bias,
                  void* y, void* workspace, void* stream) {
-  if ((address(x) | address(y)) % 16 != 0)
+  if (!in_place(x, y))
     return gemm_conv(p, gemm_plan(p, ConvPass::kForward, current_device()), x, w, bias, y, workspace, stream);
-  if (p.dtype == DType::kF16)
-    run<__half>(p, plan, x, w, bias, y, workspace, stream);
-  else
-    run<__nv_bfloat16>(p, plan, x, w, bias, y, workspace, stream);
+  run_pass(p, plan, false, x, w, bias, y, workspace, stream);
+}
+
+void hopper_input_grad(const ConvParams& p, const ConvPlan& plan, const void* dy, const void* w,
+                       const void* bias, void* dx, void* workspace, void* stream) {
+  if (!in_place(dy, dx))
+    return gemm_input_grad(p, gemm_plan(p, ConvPass::kInputGrad, current_device()), dy, w, bias, dx,
+                           workspace, stream);
+  run_pass(p, plan, true, dy, w, bias, dx, workspace, stream);
 }
 
 }  // namespace cuda

@@ -68,7 +68,7 @@ inline Device current_device() {
                       imax(ask(cudaDevAttrGlobalMemoryBusWidth), 256) / 8;
 #if defined(FASTOPS_SM90A)  // compiled for it
   const char* const sm90 = std::getenv("FASTOPS_SM90");
-  device->hopper_kernels = sm90 && std::string(sm90) == "1";
+  device->hopper_kernels = !sm90 || std::string(sm90) != "0";
 #endif
   slot.store(device);
   return *device;

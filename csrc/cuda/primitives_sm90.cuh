@@ -122,57 +122,71 @@ __device__ __forceinline__ void wgmma_wait(float (&d)[count]) {
   for (int i = 0; i < count; ++i) asm volatile("" : "+f"(d[i])::"memory");
 }
 
-#define FASTOPS_WGMMA_64(TYPE)                                                                              \
-  asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32." TYPE "." TYPE                                  \
-               " {"                                                                                         \
-               "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, "      \
-               "%19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, %32, %33, 1, 1, 1, 0, 0;" \
-               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]),        \
-                 "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]),    \
-                 "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), \
-                 "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), \
-                 "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])                                         \
-               : "l"(a), "l"(b))
-#define FASTOPS_WGMMA_128(TYPE)                                                                             \
-  asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32." TYPE "." TYPE                                 \
-               " {"                                                                                         \
-               "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, "      \
-               "%19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, "      \
-               "%36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, "      \
-               "%53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, %64, %65, 1, 1, 1, 0, 0;"           \
-               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]),        \
-                 "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]),    \
-                 "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), \
-                 "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), \
-                 "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]), "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), \
-                 "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), "+f"(d[40]), "+f"(d[41]), \
-                 "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]), "+f"(d[48]), \
-                 "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]), \
-                 "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), \
-                 "+f"(d[63])                                                                                \
-               : "l"(a), "l"(b))
+// The operands %i … of an instruction, and the accumulators that they are.
+#define FASTOPS_NAMES_32                                                                            \
+  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, " \
+  "%21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define FASTOPS_NAMES_64                                                                              \
+  FASTOPS_NAMES_32                                                                                    \
+  ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, " \
+  "%51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define FASTOPS_NAMES_128                                                                             \
+  FASTOPS_NAMES_64                                                                                    \
+  ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, " \
+  "%83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, %96, %97, %98, %99, %100, %101, " \
+  "%102, %103, %104, %105, %106, %107, %108, %109, %110, %111, %112, %113, %114, %115, %116, %117, "  \
+  "%118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
+#define FASTOPS_SUMS_8(i)                                                                     \
+  "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), \
+      "+f"(d[i + 6]), "+f"(d[i + 7])
+#define FASTOPS_SUMS_32(i) \
+  FASTOPS_SUMS_8(i), FASTOPS_SUMS_8(i + 8), FASTOPS_SUMS_8(i + 16), FASTOPS_SUMS_8(i + 24)
+#define FASTOPS_WGMMA(TYPE, COLUMNS, NAMES, A, B, ACROSS, ...)                                          \
+  asm volatile("wgmma.mma_async.sync.aligned.m64n" COLUMNS "k16.f32." TYPE "." TYPE " {" NAMES "}, %" A \
+               ", %" B ", 1, 1, 1, %" ACROSS ", %" ACROSS ";"                                           \
+               : __VA_ARGS__                                                                            \
+               : "l"(a), "l"(b), "n"(across ? 1 : 0))
+#define FASTOPS_WGMMA_64(TYPE) \
+  FASTOPS_WGMMA(TYPE, "64", FASTOPS_NAMES_32, "32", "33", "34", FASTOPS_SUMS_32(0))
+#define FASTOPS_WGMMA_128(TYPE) \
+  FASTOPS_WGMMA(TYPE, "128", FASTOPS_NAMES_64, "64", "65", "66", FASTOPS_SUMS_32(0), FASTOPS_SUMS_32(32))
+#define FASTOPS_WGMMA_256(TYPE)                                                          \
+  FASTOPS_WGMMA(TYPE, "256", FASTOPS_NAMES_128, "128", "129", "130", FASTOPS_SUMS_32(0), \
+                FASTOPS_SUMS_32(32), FASTOPS_SUMS_32(64), FASTOPS_SUMS_32(96))
 
-// d += a · bᵀ of a warpgroup: a is 64×16, b 64×16 or 128×16, both by matrix_descriptor(). Thread 32·w + l
-// holds, with g = l / 4 and t = l % 4, of d the elements (16·w + g + 8·h, 8·j + 2·t + i) in d[4·j + 2·h + i].
-template <typename T, int count>
+// d += a · bᵀ of a warpgroup: a is 64×16, b 64×16, 128×16 or 256×16, both by matrix_descriptor(), or, across,
+// by matrix_descriptor_across(). Thread 32·w + l holds, with g = l / 4 and t = l % 4, of d the elements
+// (16·w + g + 8·h, 8·j + 2·t + i) in d[4·j + 2·h + i].
+template <typename T, bool across = false, int count>
 __device__ __forceinline__ void wgmma(float (&d)[count], uint64_t a, uint64_t b) {
   static_assert(std::is_same<T, __half>::value || std::is_same<T, __nv_bfloat16>::value);
-  static_assert(count == 32 || count == 64);
+  static_assert(count == 32 || count == 64 || count == 128);
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   if constexpr (std::is_same<T, __half>::value && count == 32)
     FASTOPS_WGMMA_64("f16");
-  else if constexpr (std::is_same<T, __half>::value)
+  else if constexpr (std::is_same<T, __half>::value && count == 64)
     FASTOPS_WGMMA_128("f16");
+  else if constexpr (std::is_same<T, __half>::value)
+    FASTOPS_WGMMA_256("f16");
   else if constexpr (count == 32)
     FASTOPS_WGMMA_64("bf16");
-  else
+  else if constexpr (count == 64)
     FASTOPS_WGMMA_128("bf16");
+  else
+    FASTOPS_WGMMA_256("bf16");
 #else
   __trap();
 #endif
 }
 #undef FASTOPS_WGMMA_64
 #undef FASTOPS_WGMMA_128
+#undef FASTOPS_WGMMA_256
+#undef FASTOPS_WGMMA
+#undef FASTOPS_SUMS_8
+#undef FASTOPS_SUMS_32
+#undef FASTOPS_NAMES_32
+#undef FASTOPS_NAMES_64
+#undef FASTOPS_NAMES_128
 
 // The threads of a warpgroup give registers back, or get some more, up to so many each.
 template <int registers>
@@ -203,6 +217,15 @@ __device__ inline uint64_t matrix_descriptor(const void* tile) {
   constexpr uint64_t between_atoms = 1024 / 16, swizzle_128 = 1;
   return uint64_t{(shared_address(tile) & 0x3FFFF) / 16} | uint64_t{1} << 16 | between_atoms << 32 |
          swizzle_128 << 62;
+}
+
+// A matrix that lies across, 16 bits an element: for each k a row of 64 of the matrix's rows, 128 bytes with
+// the same swizzle; the next 64 of its rows `between` bytes further on, at a multiple of 1024. The next 16 k
+// are at descriptor + 128.
+__device__ inline uint64_t matrix_descriptor_across(const void* tile, int between) {
+  constexpr uint64_t between_atoms = 1024 / 16, swizzle_128 = 1;
+  return uint64_t{(shared_address(tile) & 0x3FFFF) / 16} | static_cast<uint64_t>(between / 16) << 16 |
+         between_atoms << 32 | swizzle_128 << 62;
 }
 
 }  // namespace cuda

@@ -39,7 +39,7 @@ struct Product {
   float* d[32];
   unsigned columns, warp;  // the warp's place in its warpgroup
   uint64_t a, b;
-  bool bfloat;
+  bool bfloat, across;
   unsigned group;
   std::vector<float> left, right;  // 16×16, columns×16; empty: not yet read
   unsigned thread;
@@ -111,10 +111,13 @@ struct Async {
 
   void read(Product& product);
   void finish(Warp& warp, Product& product);
-  // The operand's element (row, column): what is at its place in shared memory.
-  const char* element(uint64_t matrix, unsigned row, unsigned column) const {
+  // The operand's element (row, column): what is at its place in shared memory. Across: a line is of 64 rows.
+  const char* element(uint64_t matrix, bool across, unsigned row, unsigned column) const {
     const size_t start = (matrix & 0x3FFF) * 16, between = (matrix >> 32 & 0x3FFF) * 16;
-    return processor.arena_ + swizzled(start + row / 8 * between + row % 8 * 128 + column * 2);
+    if (!across) return processor.arena_ + swizzled(start + row / 8 * between + row % 8 * 128 + column * 2);
+    const size_t between_rows = (matrix >> 16 & 0x3FFF) * 16;
+    return processor.arena_ +
+           swizzled(start + row / 64 * between_rows + column / 8 * between + column % 8 * 128 + row % 64 * 2);
   }
 };
 
@@ -239,7 +242,7 @@ void Async::read(Product& product) {
     for (unsigned r = 0; r < rows; ++r)
       for (unsigned c = 0; c < 16; ++c) {
         uint16_t raw;
-        std::memcpy(&raw, element(from, first + r, c), 2);
+        std::memcpy(&raw, element(from, product.across, first + r, c), 2);
         all[r * 16 + c] = value[raw];
       }
     return all;
@@ -268,7 +271,7 @@ void wgmma_fence(Site site) {
   processor->async().warp().fenced = true;
 }
 
-void wgmma(float* d, unsigned columns, uint64_t a, uint64_t b, bool bfloat, Site site) {
+void wgmma(float* d, unsigned columns, uint64_t a, uint64_t b, bool bfloat, bool across, Site site) {
   struct Lane {
     float* d;
     Product product;
@@ -283,7 +286,7 @@ void wgmma(float* d, unsigned columns, uint64_t a, uint64_t b, bool bfloat, Site
     if (start % 1024 > 96 || between % 1024 != 0)
       fail(site, "wgmma: a matrix that does not begin in the first row of an atom");
   }
-  Lane mine{d, {{}, columns, 0, a, b, bfloat, 0, {}, {}, 0, 0}, site};
+  Lane mine{d, {{}, columns, 0, a, b, bfloat, across, 0, {}, {}, 0, 0}, site};
   const auto issue = [](void* const* lanes) {
     Async& async = processor->async();
     Warp& warp = async.warp();
@@ -305,10 +308,13 @@ void wgmma(float* d, unsigned columns, uint64_t a, uint64_t b, bool bfloat, Site
     }
     const unsigned rows[2] = {16, product.columns};
     const uint64_t matrices[2] = {product.a, product.b};
+    // Eight elements lie together: of a row, or across of a column.
+    const unsigned row_step = product.across ? 8 : 1, column_step = product.across ? 1 : 8;
     for (int m = 0; m < 2; ++m)
-      for (unsigned r = 0; r < rows[m]; ++r)
-        for (unsigned c = 0; c < 16; c += 8) {
-          const char* const from = async.element(matrices[m], r + (m == 0 ? 16 * product.warp : 0), c);
+      for (unsigned r = 0; r < rows[m]; r += row_step)
+        for (unsigned c = 0; c < 16; c += column_step) {
+          const unsigned row = r + (m == 0 ? 16 * product.warp : 0);
+          const char* const from = async.element(matrices[m], product.across, row, c);
           check_shared(from, 16, "wgmma", last.site);
           product.ticket = race::read_beside(from, 16, nullptr);
         }

@@ -63,7 +63,7 @@ __global__ void __launch_bounds__(kThreads)
   write_out(box, y);
 }
 
-// Rows of 64 elements: 64 of a and n of b, twice.
+// Rows of 64 elements: 64 of a and n of b, twice. Across: 64 rows for each 64 of a's rows, and b's.
 template <typename T, int n>
 struct Ring {
   T a[2][64][64];
@@ -71,7 +71,7 @@ struct Ring {
   uint64_t full[2], empty[2];
 };
 
-template <typename T, int n>
+template <typename T, int n, bool across>
 __global__ void __launch_bounds__(kThreads + 32)
     matmul_kernel(const __grid_constant__ CUtensorMap a, const __grid_constant__ CUtensorMap b, float* y,
                   int steps, Bug bug) {
@@ -95,8 +95,13 @@ __global__ void __launch_bounds__(kThreads + 32)
           barrier_arrive(&ring.full[s]);
         else
           barrier_arrive_expect(&ring.full[s], bytes + (bug == Bug::kBytes ? 16 : 0));
-        tensor_copy_2d(ring.a[s], &a, &ring.full[s], 64 * i, row);
-        tensor_copy_2d(ring.b[s], &b, &ring.full[s], 64 * i, 0);
+        if (across) {
+          tensor_copy_2d(ring.a[s], &a, &ring.full[s], row, 64 * i);
+          for (int j = 0; j < n; j += 64) tensor_copy_2d(ring.b[s][j], &b, &ring.full[s], j, 64 * i);
+        } else {
+          tensor_copy_2d(ring.a[s], &a, &ring.full[s], 64 * i, row);
+          tensor_copy_2d(ring.b[s], &b, &ring.full[s], 64 * i, 0);
+        }
       }
     return;
   }
@@ -105,9 +110,11 @@ __global__ void __launch_bounds__(kThreads + 32)
     const int s = i % 2, round = i / 2;
     barrier_wait(&ring.full[s], (round + (bug == Bug::kParity ? 1 : 0)) % 2);
     wgmma_fence(d);
-    const uint64_t left = matrix_descriptor(ring.a[s]), right = matrix_descriptor(ring.b[s]);
+    constexpr int tile = 64 * 64 * sizeof(T), next = across ? 128 : 2;
+    const uint64_t left = across ? matrix_descriptor_across(ring.a[s], tile) : matrix_descriptor(ring.a[s]);
+    const uint64_t right = across ? matrix_descriptor_across(ring.b[s], tile) : matrix_descriptor(ring.b[s]);
 #pragma unroll
-    for (int k = 0; k < 4; ++k) wgmma<T>(d, left + 2 * k, right + 2 * k);
+    for (int k = 0; k < 4; ++k) wgmma<T, across>(d, left + next * k, right + next * k);
     wgmma_commit();
     if (bug == Bug::kWait) barrier_arrive(&ring.empty[s]);
     if (bug != Bug::kAccumulators) wgmma_wait<0>(d);
@@ -156,21 +163,28 @@ void im2col(const void* x, void* y, const int64_t* image, int64_t first, int64_t
   });
 }
 
-void matmul(const void* a, const void* b, float* y, int64_t m, int64_t n, int64_t k, int bug, bool bfloat,
-            void* stream) {
+void matmul(const void* a, const void* b, float* y, int64_t m, int64_t n, int64_t k, bool across, int bug,
+            bool bfloat, void* stream) {
   with_type(bfloat, [&](auto type) {
     using T = decltype(type);
-    const auto left = tiled_map<T, 2>(static_cast<const T*>(a), {k, m}, {64, 64});
-    const auto right = tiled_map<T, 2>(static_cast<const T*>(b), {k, n}, {64, static_cast<uint32_t>(n)});
+    const auto map = [&](const void* p, int64_t rows, uint32_t box) {
+      if (across) return tiled_map<T, 2>(static_cast<const T*>(p), {rows, k}, {64, 64});
+      return tiled_map<T, 2>(static_cast<const T*>(p), {k, rows}, {64, box});
+    };
+    const auto left = map(a, m, 64), right = map(b, n, static_cast<uint32_t>(n));
     const int steps = static_cast<int>(fastops::ceil_div(k, 64));
-    const auto start = [&](auto kernel, size_t shared) {
-      launch("matmul", kernel, static_cast<unsigned>(m / 64), kThreads + 32, shared, stream, left, right, y,
+    const auto start = [&](auto columns) {
+      constexpr int count = decltype(columns)::value;
+      launch("matmul", across ? matmul_kernel<T, count, true> : matmul_kernel<T, count, false>,
+             static_cast<unsigned>(m / 64), kThreads + 32, sizeof(Ring<T, count>), stream, left, right, y,
              steps, static_cast<Bug>(bug));
     };
     if (n == 64)
-      start(matmul_kernel<T, 64>, sizeof(Ring<T, 64>));
+      start(std::integral_constant<int, 64>());
+    else if (n == 128)
+      start(std::integral_constant<int, 128>());
     else
-      start(matmul_kernel<T, 128>, sizeof(Ring<T, 128>));
+      start(std::integral_constant<int, 256>());
   });
 }
 
@@ -186,8 +200,8 @@ void run_im2col(const void* x, void* y, const int64_t* image, int64_t first, int
                 int64_t more_w, bool bfloat, void* stream) {
   sm90::im2col(x, y, image, first, channel, more_h, more_w, bfloat, stream);
 }
-void run_matmul(const void* a, const void* b, float* y, int64_t m, int64_t n, int64_t k, int bug, bool bfloat,
-                void* stream) {
-  sm90::matmul(a, b, y, m, n, k, bug, bfloat, stream);
+void run_matmul(const void* a, const void* b, float* y, int64_t m, int64_t n, int64_t k, bool across, int bug,
+                bool bfloat, void* stream) {
+  sm90::matmul(a, b, y, m, n, k, across, bug, bfloat, stream);
 }
 }

@@ -20,8 +20,8 @@ struct Image {
 void im2col(const void* x, void* y, const int64_t* image, int64_t first, int64_t channel, int64_t more_h,
             int64_t more_w, bool bfloat, void* stream);
 
-// y = a · bᵀ, of floats; a is 64·i × k, b is 64 or 128 × k. One block for each 64 rows: a warp copies to a
-// ring of two stages, a warpgroup multiplies.
+// y = a · bᵀ, of floats; a is 64·i × k, b is 64, 128 or 256 × k; across: both are given transposed. One block
+// for each 64 rows: a warp copies to a ring of two stages, a warpgroup multiplies.
 enum class Bug : int {
   kNone,
   kParity,        // consumers wait for the other parity
@@ -32,7 +32,7 @@ enum class Bug : int {
   kAccumulators,  // no wait for the last products
   kBytes,         // more bytes are expected than come
 };
-void matmul(const void* a, const void* b, float* y, int64_t m, int64_t n, int64_t k, int bug, bool bfloat,
-            void* stream);
+void matmul(const void* a, const void* b, float* y, int64_t m, int64_t n, int64_t k, bool across, int bug,
+            bool bfloat, void* stream);
 
 }  // namespace sm90

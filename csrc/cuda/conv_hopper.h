@@ -1,0 +1,76 @@
+// What the kernels for sm_90a share: a ring of stages between the warp that loads and the warpgroups that
+// multiply, and where windows lie.
+#pragma once
+
+#include "../conv_cost.h"
+#include "conv_families.h"
+#include "primitives_sm90.cuh"
+#include "tensor_map.h"
+
+namespace fastops {
+namespace cuda {
+namespace {
+
+constexpr int kWarpgroup = 128;
+constexpr int kDepth = 64;  // elements of a row of a tile: 128 bytes, the swizzle's span
+// Warpgroups that multiply, and one warp more.
+template <int groups>
+constexpr int kHopperThreads = groups * kWarpgroup + 32;
+
+// Which stage, and the parity of the phase that its barrier is in.
+template <int stages>
+struct Stage {
+  int at = 0;
+  uint32_t parity = 0;
+  __device__ void advance() {
+    if (++at == stages) at = 0, parity ^= 1;
+  }
+};
+
+// Two barriers a stage: `full` counts the bytes that come, `empty` the threads that have read them.
+template <int groups, typename Ring>
+__device__ void make_ring(Ring& ring) {
+  constexpr int stages = sizeof(ring.full) / sizeof(uint64_t);
+  if (threadIdx.x == 0) {
+    for (int s = 0; s < stages; ++s) {
+      barrier_init(&ring.full[s], 1);
+      barrier_init(&ring.empty[s], groups * kWarpgroup);
+    }
+    fence_barrier_init();
+  }
+  __syncthreads();
+}
+
+// geometry.h's TapAxis, its taps in the order in which they lie in the source: TMA's offsets only go forward.
+struct HopperAxis {
+  int source, grid, out0, out_step, step, taps, tap0, tap_step, off0, off_step;
+
+  HopperAxis() = default;
+  explicit HopperAxis(const TapAxis& a) {
+    const auto narrow = [](int64_t v) { return static_cast<int>(v); };
+    const bool back = a.off_step < 0;
+    const int64_t last = a.taps > 0 ? a.taps - 1 : 0;
+    source = narrow(a.source), grid = narrow(a.grid), out0 = narrow(a.out0), out_step = narrow(a.out_step);
+    step = narrow(a.step), taps = narrow(a.taps);
+    tap0 = narrow(back ? a.tap0 + last * a.tap_step : a.tap0);
+    tap_step = narrow(back ? -a.tap_step : a.tap_step);
+    off0 = narrow(back ? a.off0 + last * a.off_step : a.off0);
+    off_step = narrow(back ? -a.off_step : a.off_step);
+  }
+  Windows windows() const { return {source, grid, step, -off0}; }
+};
+
+// Where the first window of a tile begins.
+struct WindowStart {
+  int n, h, w;
+  __device__ WindowStart(int64_t pixel, const HopperAxis& along_h, const HopperAxis& along_w) {
+    const int64_t line = pixel / along_w.grid, image = line / along_h.grid;
+    n = static_cast<int>(image);
+    h = static_cast<int>(line - image * along_h.grid) * along_h.step + along_h.off0;
+    w = static_cast<int>(pixel - line * along_w.grid) * along_w.step + along_w.off0;
+  }
+};
+
+}  // namespace
+}  // namespace cuda
+}  // namespace fastops

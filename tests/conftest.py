@@ -45,6 +45,13 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
         yield request.param
 
 
+@pytest.fixture(autouse=True)
+def _fp32_is_fp32() -> None:
+    """No test meets TF32, which torch allows convolutions on GPUs, unless it asks for it."""
+    if torch.cuda.is_available():
+        torch._C._set_cudnn_allow_tf32(False)  # where torch.testing has frozen the flags, too
+
+
 @pytest.fixture
 def device(backend: str) -> str:
     """The device whose tensors the backend works on."""

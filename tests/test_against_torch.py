@@ -26,6 +26,12 @@ def to_double(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(a.double() if isinstance(a, Tensor) and a.dtype.is_floating_point else a for a in arguments)
 
 
+def on_cpu(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    """What torch is asked with: its CPU kernels are right, of those for GPUs not all (2.11: the gradient of
+    avg_pool2d of overlapping windows in channels_last, places of NaNs, ties of nearest-exact)."""
+    return tuple(a.cpu() if isinstance(a, Tensor) else a for a in arguments)
+
+
 def run(
     module: Any, case: Case, arguments: tuple[Any, ...], dy: Tensor | None
 ) -> tuple[list[Tensor], list[Tensor]]:
@@ -51,12 +57,13 @@ def test_values_and_gradients(case: Case, dtype: torch.dtype, channels_last: boo
     if dtype not in case.dtypes:
         pytest.skip("not a dtype of this case")
     arguments = case.arguments(dtype, channels_last, device_of(backend))
-    reference, _ = run(F, case, to_double(arguments), None)
+    for_torch = on_cpu(arguments)
+    reference, _ = run(F, case, to_double(for_torch), None)
     dy = torch.randn(reference[0].shape, generator=torch.Generator().manual_seed(1)).bfloat16()
-    reference, reference_grads = run(F, case, to_double(arguments), dy)
-    theirs, their_grads = run(F, case, arguments, dy)
+    reference, reference_grads = run(F, case, to_double(for_torch), dy)
+    theirs, their_grads = run(F, case, for_torch, dy)
     wrt = case.differentiable(arguments)
-    ours, our_grads = run(G, case, arguments, dy)
+    ours, our_grads = map(on_cpu, run(G, case, arguments, dy))
     assert len(ours) == len(theirs)
     for o, t, r in zip(ours, theirs, reference, strict=True):
         if o.dtype.is_floating_point:

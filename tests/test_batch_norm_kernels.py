@@ -204,11 +204,11 @@ def test_backward(
 
     def reference(to: torch.dtype) -> tuple[Tensor, ...]:
         w = call.w.to(torch.float64) if to is torch.float64 else call.w
-        leaves = [t.detach().clone().requires_grad_() for t in (call.x.to(to), w, call.b.to(w.dtype))]
-        return torch.autograd.grad(normalised(*leaves), leaves, dy.to(to))
+        leaves = [t.detach().cpu().requires_grad_() for t in (call.x.to(to), w, call.b.to(w.dtype))]
+        return torch.autograd.grad(normalised(*leaves), leaves, dy.to(to).cpu())
 
     for name, theirs, exact in zip("xwb", reference(dtype), reference(torch.float64), strict=True):
-        assert_accurate(ours[name], theirs, exact, f"d{name}")
+        assert_accurate(ours[name].cpu(), theirs, exact, f"d{name}")
     again = backward(call, mean, invstd)
     assert all(torch.equal(t, again[name]) for name, t in ours.items())
 

@@ -53,20 +53,21 @@ def composition(x: Tensor, w: Tensor, b: Tensor | None, **options: Any) -> Tenso
 def test_relu(kind: str, dtype: torch.dtype, channels_last: bool, backend: str) -> None:
     operands_ = operands(kind, dtype, channels_last, backend)
     options = KINDS[kind][2]
-    wide = [t.detach().double().requires_grad_() for t in operands_]
-    y, theirs = G.conv2d(*operands_, **options, activation="relu"), composition(*operands_, **options)
+    for_torch = [t.detach().cpu().requires_grad_() for t in operands_]
+    wide = [t.detach().double().requires_grad_() for t in for_torch]
+    y, theirs = G.conv2d(*operands_, **options, activation="relu"), composition(*for_torch, **options)
     exact = composition(*wide, **options)
-    assert_accurate(y, theirs, exact, "y")
+    assert_accurate(y.cpu(), theirs, exact, "y")
     assert_same_layout(y, theirs)
     assert 0.1 < (y == 0).float().mean() < 0.9
     # The same elements of dy count: where ours is zero.
     dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(6)).to(y)
-    masked = dy.masked_fill(y <= 0, 0)
+    masked = dy.masked_fill(y <= 0, 0).cpu()
     ours = torch.autograd.grad(y, operands_, dy)
-    theirs_ = torch.autograd.grad(F.conv2d(*operands_, **options), operands_, masked)
+    theirs_ = torch.autograd.grad(F.conv2d(*for_torch, **options), for_torch, masked)
     exact_ = torch.autograd.grad(F.conv2d(*wide, **options), wide, masked.double())
     for name, o, t, e in zip(("dx", "dw", "db"), ours, theirs_, exact_, strict=True):
-        assert_accurate(o, t, e, name)
+        assert_accurate(o.cpu(), t, e, name)
 
 
 @every_layout

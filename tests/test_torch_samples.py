@@ -71,14 +71,19 @@ def supported(info: Any, x: Tensor) -> bool:
     return True
 
 
-def call(module: Any, info: Any, sample: Any, double: bool = False) -> tuple[list[Tensor], list[Tensor]]:
-    """Outputs, and the gradients of every input that wants one (of the sum of the first output, weighted)."""
+def call(
+    module: Any, info: Any, sample: Any, double: bool = False
+) -> tuple[list[Tensor], list[Tensor | None]]:
+    """Outputs, and the gradients of every input that wants one (of the sum of the first output, weighted), on
+    the CPU, where also torch computes them: on GPUs it does not everywhere do it right."""
     leaves: list[Tensor] = []
 
     def prepare(value: Any) -> Any:
         if not isinstance(value, Tensor):
             return value
         fresh = value.detach().clone()
+        if module is F:
+            fresh = fresh.cpu()
         if double and fresh.dtype.is_floating_point:
             fresh = fresh.double()
         if value.requires_grad:
@@ -89,12 +94,12 @@ def call(module: Any, info: Any, sample: Any, double: bool = False) -> tuple[lis
     kwargs = {k: prepare(v) for k, v in sample.kwargs.items()}
     result = getattr(module, op_name(info))(*args, **kwargs)
     outputs = [result] if isinstance(result, Tensor) else list(result)
-    grads: list[Tensor] = []
+    grads: list[Tensor | None] = []
     if outputs[0].requires_grad and outputs[0].numel():
         y = outputs[0]
-        dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y.dtype)
+        dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y)
         grads = list(torch.autograd.grad(y, leaves, dy, allow_unused=True))
-    return [o.detach() for o in outputs], grads
+    return [o.detach().cpu() for o in outputs], [None if g is None else g.cpu() for g in grads]
 
 
 def assert_close_enough(ours: Tensor, theirs: Tensor, reference: Tensor, what: str) -> None:

@@ -44,10 +44,11 @@ struct HopperArgs {
 
 template <int channels>
 constexpr int kStages = channels == 256 ? 4 : 3;
+// Registers of a thread, so that three blocks fit on a multiprocessor, or two, or one.
 template <int channels>
-constexpr int kBlocksPerProcessor = channels == 64    ? 3
-                                    : channels == 128 ? 2
-                                                      : 1;
+constexpr int kRegisters = channels == 64    ? 72
+                           : channels == 128 ? 112
+                                             : 224;
 
 template <typename T, int channels>
 struct Ring {
@@ -138,13 +139,15 @@ __device__ __forceinline__ void write_out(const float (&d)[channels / 2], const 
                                           int column) {
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32 % 4;
   T* to[2];  // null: no such pixel
+  const int64_t area = int64_t{phase.h.grid} * phase.w.grid, image = first / area;
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
-    const int64_t pixel = first + 16 * warp + lane / 4 + 8 * h;
-    const int64_t line = pixel / phase.w.grid, n = line / phase.h.grid;
-    const int64_t at = n * a.image + (phase.h.out0 + (line - n * phase.h.grid) * phase.h.out_step) * a.row +
+    const int i = 16 * warp + lane / 4 + 8 * h, pixel = static_cast<int>(first - image * area) + i;
+    const int line = pixel / phase.w.grid, more = line / phase.h.grid;
+    const int64_t at = (image + more) * a.image +
+                       (phase.h.out0 + (line - more * phase.h.grid) * phase.h.out_step) * a.row +
                        phase.w.out0 + (pixel - line * phase.w.grid) * phase.w.out_step;
-    to[h] = pixel < phase.pixels ? y + at * a.channels : nullptr;
+    to[h] = first + i < phase.pixels ? y + at * a.channels : nullptr;
   }
 #pragma unroll
   for (int j = 0; j < channels / 8; j += 4) {
@@ -172,7 +175,7 @@ __device__ __forceinline__ void write_out(const float (&d)[channels / 2], const 
 }
 
 template <typename T, int channels>
-__global__ void __launch_bounds__(kHopperThreads<2>, kBlocksPerProcessor<channels>)
+__global__ void __launch_bounds__(kHopperThreads<2>) __maxnreg__(kRegisters<channels>)
     conv_hopper_kernel(const __grid_constant__ Maps maps, const __grid_constant__ HopperArgs a, const T* bias,
                        T* y) {
   auto& ring = *dynamic_shared<Ring<T, channels>>();

@@ -23,10 +23,11 @@ struct WeightArgs {
 
 template <int groups, int columns>
 constexpr int kStages = groups == 2 && columns == 4 ? 4 : 3;
+// Registers of a thread, so that one block fits on a multiprocessor, or two, or three.
 template <int groups, int columns>
-constexpr int kBlocksPerProcessor = columns == 4  ? 1
-                                    : groups == 2 ? 2
-                                                  : 3;
+constexpr int kRegisters = columns == 4  ? 224
+                           : groups == 2 ? 112
+                                         : 128;
 
 template <typename T, int groups, int columns>
 struct Ring {
@@ -96,7 +97,7 @@ __device__ __forceinline__ void multiply(Ring<T, groups, columns>& ring, float (
 }
 
 template <typename T, int groups, int columns>
-__global__ void __launch_bounds__(kHopperThreads<groups>, kBlocksPerProcessor<groups, columns>)
+__global__ void __launch_bounds__(kHopperThreads<groups>) __maxnreg__((kRegisters<groups, columns>))
     conv_hopper_weight_grad_kernel(const __grid_constant__ CUtensorMap dy,
                                    const __grid_constant__ CUtensorMap x,
                                    const __grid_constant__ WeightArgs a, float* partials) {
@@ -117,16 +118,21 @@ __global__ void __launch_bounds__(kHopperThreads<groups>, kBlocksPerProcessor<gr
   multiply(ring, d, end - begin, group);
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32 % 4;
   partials += part * a.k * (static_cast<int64_t>(a.h.taps) * a.w.taps * a.c);
+  const int taps = a.h.taps * a.w.taps, k0 = row + group * kDepth + 16 * warp + lane / 4;
 #pragma unroll
-  for (int j = 0; j < columns * kDepth / 8; ++j) {
-    const int at = column + j / 8, tap = at / a.chunks;
-    const int c = (at - tap * a.chunks) * kDepth + j % 8 * 8 + lane % 4 * 2;
+  for (int q = 0; q < columns; ++q) {
+    const int at = column + q, tap = at / a.chunks, c0 = (at - tap * a.chunks) * kDepth + lane % 4 * 2;
+    if (at >= a.columns) break;
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      const int k = row + group * kDepth + 16 * warp + lane / 4 + 8 * h;
-      if (k < a.k && at < a.columns && c < a.c)
-        *reinterpret_cast<float2*>(partials + (static_cast<int64_t>(k) * a.h.taps * a.w.taps + tap) * a.c +
-                                   c) = make_float2(d[4 * j + 2 * h], d[4 * j + 2 * h + 1]);
+      const int k = k0 + 8 * h;
+      float* const to = partials + (static_cast<int64_t>(k) * taps + tap) * a.c + c0;
+#pragma unroll
+      for (int j = 0; j < kDepth / 8; ++j) {
+        const float* const from = d + 4 * (q * (kDepth / 8) + j) + 2 * h;
+        if (k < a.k && c0 + 8 * j < a.c)
+          *reinterpret_cast<float2*>(to + 8 * j) = make_float2(from[0], from[1]);
+      }
     }
   }
 }

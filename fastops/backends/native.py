@@ -88,7 +88,7 @@ def cpu_launcher(op: str, isa: str = ISA) -> Callable[..., None] | None:
 # A word per device, in page-locked memory, where kernels report what only they can see: an index that
 # is not in the plane. To wait for the kernel would stall the device; each later launch on it looks
 # instead, which costs nothing.
-_reports: dict[torch.device, Tensor] = {}
+_reports: dict[int, Tensor] = {}
 
 
 def raise_reported(report: Tensor) -> None:
@@ -115,26 +115,32 @@ def cuda_launcher(op: str) -> Callable[..., None] | None:
     if kernel is None:
         return None
 
+    def run(index: int, params: Any, *tensors: Tensor | None) -> None:
+        addresses = [0 if t is None else t.data_ptr() for t in tensors]
+        if workspace_bytes is not None:
+            # Freed when this returns, and not handed out again but to later work on this stream.
+            size = workspace_bytes(params)
+            workspace = torch.empty(size, dtype=torch.uint8, device=f"cuda:{index}") if size else None
+            addresses.append(_address(workspace))
+        if reports:
+            report = _reports.get(index)
+            if report is None:
+                report = torch.zeros(1, dtype=torch.int32, device="cpu", pin_memory=True)
+                report = _reports.setdefault(index, report)
+            addresses.append(report.data_ptr())
+        run_cuda(kernel, params, *addresses, torch._C._cuda_getCurrentRawStream(index))
+
     def launch(params: Any, *tensors: Tensor | None) -> None:
-        device = next(t.device for t in tensors if t is not None)
-        report = _reports.get(device)
-        if report is not None:
-            raise_reported(report)
-        with torch.cuda.device(device):
-            extra = []
-            if workspace_bytes is not None:
-                # Freed when this returns, and not handed out again but to later work on this stream.
-                workspace = torch.empty(workspace_bytes(params), dtype=torch.uint8, device=device)
-                extra.append(workspace.data_ptr())
-            if reports:
-                if report is None:
-                    report = torch.zeros(1, dtype=torch.int32, device="cpu", pin_memory=True)
-                    report = _reports.setdefault(device, report)
-                extra.append(report.data_ptr())
-            stream = torch.cuda.current_stream(device).cuda_stream
-            run_cuda(kernel, params, *map(_address, tensors), *extra, stream)
-        if report is not None:  # with CUDA_LAUNCH_BLOCKING=1 the kernel has run by now
-            raise_reported(report)
+        index = tensors[0].get_device()  # type: ignore[union-attr]  (there always is a first one)
+        if index in _reports:
+            raise_reported(_reports[index])
+        if index == torch._C._cuda_getDevice():
+            run(index, params, *tensors)
+        else:
+            with torch.cuda.device(index):
+                run(index, params, *tensors)
+        if index in _reports:  # with CUDA_LAUNCH_BLOCKING=1 the kernel has run by now
+            raise_reported(_reports[index])
 
     return launch
 

@@ -65,6 +65,8 @@ ANTIALIAS: list[tuple[Any, ...]] = [
     (((5, 1, 67, 16),), dict(size=(6, 8)), "far down along H: rows of whole vectors"),
     (((1, 3, 4, 203),), dict(size=(29, 5)), "up along H, far down along W"),
 ]
+# Before torch 2.12 there is nothing to compare with.
+TORCH_HAS_LANCZOS = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 12)
 AREA: list[tuple[Any, ...]] = [
     (((2, 3, 8, 8),), dict(scale_factor=0.5), "windows that divide"),
     (((1, 5, 7, 9),), dict(size=(3, 4)), "windows that overlap"),
@@ -79,7 +81,7 @@ CASES = (
     + [Case("interpolate", s, dict(mode=m, **k), r) for m in ("bilinear", "bicubic") for s, k, r in WEIGHTED]
     + [
         Case("interpolate", s, dict(mode=m, antialias=True, **k), r, dtypes=ANTIALIAS_DTYPES)
-        for m in ("bilinear", "bicubic", "lanczos")
+        for m in ("bilinear", "bicubic", *(["lanczos"] if TORCH_HAS_LANCZOS else []))
         for s, k, r in ANTIALIAS
     ]
     + [

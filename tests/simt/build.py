@@ -95,7 +95,11 @@ def write_ninja() -> None:
     ninja, cxx, escape = setup.NinjaFile(), " ".join(compiler()), setup.escape
     folders = (*cuda_includes(), sysconfig.get_path("include"), pybind11.get_include())
     flags = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-ftls-model=initial-exec", "-g1", "-pthread"]
-    flags += ["-Wno-psabi", *setup.WARNINGS, *(["-Werror"] if os.environ.get("FASTOPS_WERROR") == "1" else [])]
+    flags += [
+        "-Wno-psabi",
+        *setup.WARNINGS,
+        *(["-Werror"] if os.environ.get("FASTOPS_WERROR") == "1" else []),
+    ]
     flags += [f"-isystem {escape(p)}" for p in folders]
     compile_ = [cxx, "-MMD", "-MF", "$out.d", *flags]
     as_cpp = [

@@ -19,6 +19,7 @@
 #undef __host__
 #undef __forceinline__
 #undef __launch_bounds__
+#undef __maxnreg__
 #undef __grid_constant__
 #undef __constant__
 #undef __shared__
@@ -27,6 +28,7 @@
 #define __host__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
+#define __maxnreg__(...)
 #define __grid_constant__
 #define __constant__
 #define __shared__ static_assert(false, "shared memory is declared with FASTOPS_SHARED")

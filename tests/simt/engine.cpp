@@ -102,7 +102,7 @@ cudaError_t run_grid(const cudaLaunchConfig_t& config, const void* kernel, void 
   if (config.dynamicSmemBytes > (asked == asked_for.end() ? kSharedUnasked : asked->second))
     return error(cudaErrorInvalidValue, "more dynamic shared memory than cudaFuncSetAttribute has asked for");
 
-  Grid grid(config, entry, arguments, blocks);
+  Grid grid(config, entry, arguments, blocks, asked == asked_for.end() ? kSharedUnasked : kSharedMax);
   if (settings.last_blocks && blocks >= settings.many_blocks)
     grid.next = blocks - std::min(blocks, settings.last_blocks);
   race::begin_grid();

@@ -294,7 +294,8 @@ void* Processor::shared_array(const void* declaration, size_t bytes, size_t alig
   for (const SharedArray& a : arrays_)
     if (a.declaration == declaration) return arena_ + a.offset;
   arena_used_ += bytes;
-  if (arena_used_ > kSharedMax) fail("more than 227 KiB of shared memory, " + text(site));
+  if (arena_used_ > grid_->shared_most)
+    fail("more than " + std::to_string(grid_->shared_most >> 10) + " KiB of shared memory, " + text(site));
   // An array gets the alignment that it asks for, and as little more as possible.
   const size_t step = std::max<size_t>(alignment, 16);
   const size_t offset = (arena_top_ + kRedZone + step - 1) / step * step + (alignment < 16 ? 8 : 0);

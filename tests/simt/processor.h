@@ -29,13 +29,14 @@ struct Grid {
   void (*entry)(void*);
   void* arguments;
   uint64_t blocks;
+  size_t shared_most;  // static and dynamic
   std::atomic<uint64_t> next{0};
   std::atomic<bool> failed{false};
   std::mutex mutex;
   std::string error;  // the first one
 
-  Grid(const cudaLaunchConfig_t& c, void (*e)(void*), void* a, uint64_t b)
-      : config(c), entry(e), arguments(a), blocks(b) {}
+  Grid(const cudaLaunchConfig_t& c, void (*e)(void*), void* a, uint64_t b, size_t most)
+      : config(c), entry(e), arguments(a), blocks(b), shared_most(most) {}
   void fail(const std::string& message) {
     const std::lock_guard<std::mutex> lock(mutex);
     if (error.empty()) error = message;

@@ -2,15 +2,16 @@
 //
 // A plan's time is the largest of what its blocks compute, what they move through the L2 cache, and what the
 // whole has to move through memory, plus its launches; it orders candidates, and promises nothing. The rates
-// are the architectures' own (per multiprocessor and clock); what a kernel reaches of them, kReach, is to be
-// measured, and is a guess until then.
+// are the architectures' own (per multiprocessor and clock); what a family's kernels reach of them has been
+// measured on an H200 (docs/tuning-log.md).
 #pragma once
 
 #include "conv_plan.h"
 
 namespace fastops {
 
-constexpr double kReach = 0.8;  // of the instructions' rate, by a loop that also has to load
+constexpr double kDirectReach = 0.13, kDepthwiseReach = 0.32, kStemReach = 0.28, kGemmReach = 0.5,
+                 kHopperReach = 0.8;
 // Bytes per multiprocessor and clock from the L2 cache, and from shared memory.
 constexpr double kFromL2 = 40, kFromShared = 128;
 

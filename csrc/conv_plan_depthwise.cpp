@@ -80,7 +80,7 @@ ConvPlan depthwise_plan(const ConvParams& p, ConvPass pass, const Device& device
   const double multiply = products / (bytes == 8 ? rates(device).fp64 / 2 : rates(device).fp32 / 2);
   // L1 takes 64 bytes of a warp's access per clock at best, and no more than one access of a warp.
   const double level1 = terms * across * elements * std::max(static_cast<double>(bytes) / 64, 1 / (32 * v));
-  const double each = std::max(std::max(issue, multiply), level1) / kReach;
+  const double each = std::max(std::max(issue, multiply), level1) / kDepthwiseReach;
   const int64_t rounds = weight ? ceil_div(imax(runs, 1), plan.splits * slots) : 1;
   const double threads = static_cast<double>(slots * lanes.lanes * rounds) * v;  // of one channel, in a block
   PlanCost cost;

@@ -32,7 +32,7 @@ ConvPlan direct_plan(const ConvParams& p, ConvPass pass, const Device& device) {
   if (weight) plan.splits = splits_of_direct(p, device);
   plan.blocks = ceil_div(rows, plan.tile.m) * ceil_div(columns, plan.tile.n) * p.groups * plan.splits;
   const Rates rate = rates(device);
-  const double per_clock = kReach * (p.dtype == DType::kF64 ? rate.fp64 : rate.fp32);
+  const double per_clock = kDirectReach * (p.dtype == DType::kF64 ? rate.fp64 : rate.fp32);
   const double share = flops_of(p) / static_cast<double>(plan.blocks);
   // Rows and columns that a tile has and the group has not are computed too.
   const auto waste_of = [](int64_t size, int64_t tile) {

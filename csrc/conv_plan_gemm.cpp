@@ -44,7 +44,7 @@ GemmStep step_of(const ConvParams& p, const GemmTile& tile, bool vectors, const 
   const double shared = 64 * (warps * static_cast<double>(tile.warp_m + tile.warp_n) + m + n) / kFromShared;
   // Single elements: a load, a store and their share of addresses by a warp, of four that can be issued.
   const double single = vectors ? 0 : m * k / 32 * 4 / 2;
-  return {std::max(multiply, std::max(shared, single)) / kReach, 64 * (m + n)};
+  return {std::max(multiply, std::max(shared, single)) / kGemmReach, 64 * (m + n)};
 }
 
 // The tiles that conv_gemm.cu has: large ones do least work for a product, small ones fill a GPU sooner.

@@ -34,7 +34,7 @@ struct HopperTile {
 // others of its multiprocessor may go on.
 PlanCost cost_of(const HopperTile& tile, double steps, double result_bytes, const Device& device) {
   const double m = static_cast<double>(tile.m), n = static_cast<double>(tile.n);
-  const double multiply = 2 * m * n * 64 / rates(device).tensor_async / kReach;
+  const double multiply = 2 * m * n * 64 / rates(device).tensor_async / kHopperReach;
   const double ends = (1500 + m * n * result_bytes / kFromL2) / static_cast<double>(tile.blocks);
   return {steps * multiply + ends, steps * 128 * (m + n), 0, 1};
 }

@@ -70,7 +70,7 @@ ConvPlan forward_plan(const ConvParams& p, int64_t columns, const Device& device
   const double setup = static_cast<double>(columns * of.steps * 4 * e) * 20 / kIssue + 1000;
   const double each = static_cast<double>(ceil_div(tiles, workers));
   const double turns = static_cast<double>(ceil_div(plan.blocks, device.multiprocessors));
-  const double work = std::max(multiply, std::max(shared, issue)) / kReach;
+  const double work = std::max(multiply, std::max(shared, issue)) / kStemReach;
   finish(plan, p, device,
          {each * tile_clocks(work, patch, 32 * warps, 8, turns) + setup,
           each * patch_bytes(p, patch) + static_cast<double>(columns * of.steps * 64), 0, 1});
@@ -98,7 +98,7 @@ ConvPlan grad_plan(const ConvParams& p, int64_t tile_columns, const Device& devi
   const double issue =
       depths * (3 * reads + 30) / 4 + patch_issue(patch) +
       static_cast<double>(64 * pixels) * (vectors ? 12.0 / static_cast<double>(e) : 20) / kIssue;
-  const double work = std::max(multiply, std::max(shared, issue)) / kReach;
+  const double work = std::max(multiply, std::max(shared, issue)) / kStemReach;
 
   ConvPlan best;
   const int64_t threads = (tile_columns == 160 ? 160 : 128) * (is_three(p) ? 4 : bytes == 4 ? 2 : 1);

@@ -27,22 +27,23 @@ def test_table_is_up_to_date() -> None:
     assert TABLE.read_text() == text, "run: python -m tests.conv_plans > docs/conv_plans.md"
 
 
-def wanted(row: Conv, name: str) -> set[Any]:
-    """The families that a pass of a well-known convolution must not miss."""
+def wanted(row: Conv, name: str, memory_format: torch.memory_format) -> set[Any]:
+    """The families that a pass of a well-known convolution must not miss on an H200."""
     if row.groups == row.c:
         return {K.depthwise}
     if row.c <= 4:  # an image needs no gradient: whichever kernels serve that
         return {K.direct, K.gemm} if name == "input_grad" else {K.stem}
     if row.c // row.groups < 8 or row.k // row.groups < 8:
         return {K.direct, K.gemm}
-    return {K.gemm}
+    narrow = row.dtype is torch.bfloat16 and memory_format is layout.CHANNELS_LAST
+    return {K.hopper if narrow and row.groups == 1 else K.gemm}
 
 
 @every_layout
 @every_row
 def test_families(row: Conv, memory_format: torch.memory_format) -> None:
     for name, plan in conv_plans.plans(row, memory_format).items():
-        assert plan.kernel in wanted(row, name), name
+        assert plan.kernel in wanted(row, name, memory_format), name
 
 
 @every_layout
@@ -88,7 +89,7 @@ def test_weight_gradients_with_few_tiles_are_split() -> None:
 
 def test_small_tiles_where_large_ones_leave_a_gpu_idle() -> None:
     tiles = [
-        conv_plans.plans(Conv("", n, 64, 64, 3, 56), layout.CHANNELS_LAST)["forward"].tile for n in (1, 256)
+        conv_plans.plans(Conv("", n, 64, 64, 3, 56), layout.CONTIGUOUS)["forward"].tile for n in (1, 256)
     ]
     assert tiles[0].m < tiles[1].m
 
@@ -99,6 +100,18 @@ def test_a_family_that_does_not_serve_raises() -> None:
     asked = _C.ConvParams(**{**fields, "kernel_family": K.gemm})
     with pytest.raises(ValueError, match="do not serve"):
         _C.conv_plan(asked, _C.ConvPass.forward, GPUS["H200"])
+
+
+def test_a_tile_that_is_asked_for() -> None:
+    params = conv_plans.params(Conv("", 8, 64, 256, 3, 56), layout.CHANNELS_LAST)
+    for tile_n in (64, 128, 256):
+        params.tile_n = tile_n
+        assert _C.conv_plan(params, _C.ConvPass.forward, GPUS["H200"]).tile.n == tile_n
+    params.tile_n, params.splits = 0, 5
+    assert _C.conv_plan(params, _C.ConvPass.weight_grad, GPUS["H200"]).splits == 5
+    params.tile_n, params.kernel_family = 48, K.hopper
+    with pytest.raises(ValueError, match="no such tile"):
+        _C.conv_plan(params, _C.ConvPass.forward, GPUS["H200"])
 
 
 # ---- fastops.explain ----------------------------------------------------------------------------
@@ -153,7 +166,7 @@ def test_explain_says_what_is_missing() -> None:
     assert fastops.explain("conv").startswith("conv on cpu: cpu (")
 
 
-def test_hopper_has_to_be_asked_for() -> None:
+def test_hopper_where_the_device_has_it() -> None:
     """Kernels for sm_90a are chosen where the device says so, and then where tensor cores matter."""
     row = next(r for r in CONVS if r.c >= 64 and r.k >= 64 and r.groups == 1 and r.kernel == 3 and r.n >= 16)
     params = conv_plans.params(row, torch.channels_last)
@@ -162,8 +175,7 @@ def test_hopper_has_to_be_asked_for() -> None:
     assert not device.hopper_kernels
     assert _C.conv_plan(params, _C.ConvPass.forward, device).kernel == K.gemm
     device.hopper_kernels = True
-    plan = _C.conv_plan(params, _C.ConvPass.forward, device)
-    assert plan.kernel == K.hopper and plan.tile.m == 128 and plan.tile.stages == 4
-    assert _C.conv_plan(params, _C.ConvPass.input_grad, device).kernel == K.gemm
+    for name in conv_plans.PASSES:
+        assert _C.conv_plan(params, getattr(_C.ConvPass, name), device).kernel == K.hopper
     device.capability = 80
     assert _C.conv_plan(params, _C.ConvPass.forward, device).kernel == K.gemm

@@ -3,6 +3,7 @@
 #include "conv_families.h"
 #include "dispatch.h"
 #include "launch.h"
+#include "packs.h"
 #include "primitives.cuh"
 
 namespace fastops {
@@ -51,6 +52,26 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+// The same where elements lie in dw as in the parts: four at a time, by one thread, all parts. A large w
+// would else be one short wait for memory after the other.
+template <typename T>
+__global__ void __launch_bounds__(kThreads)
+    finish_fours_kernel(const float* partials, T* dw, int64_t splits, int64_t weights) {
+  for (int64_t i = 4 * first_item(); i < weights; i += 4 * item_stride()) {
+    float sum[4] = {};
+#pragma unroll 4
+    for (int64_t s = 0; s < splits; ++s) {
+      const auto part = *reinterpret_cast<const Pack<float, 4>*>(partials + s * weights + i);
+#pragma unroll
+      for (int u = 0; u < 4; ++u) sum[u] += part.v[u];
+    }
+    Pack<T, 4> four;
+#pragma unroll
+    for (int u = 0; u < 4; ++u) four.v[u] = from_acc<T>(sum[u]);
+    *reinterpret_cast<Pack<T, 4>*>(dw + i) = four;
+  }
+}
+
 ConvPlan plan(const ConvParams& p, ConvPass pass) { return conv_plan(p, pass, current_device()); }
 
 int64_t workspace_of(const ConvParams& p, ConvPass pass) {
@@ -81,7 +102,12 @@ void finish_weight_grad(const ConvParams& p, int64_t splits, const void* partial
   const int64_t channels = p.c / p.groups, taps = conv_taps(p);
   dispatch_floating(p.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    const int64_t elements = p.k * (taps * channels + 1);
+    const int64_t weights = p.k * taps * channels, elements = weights + p.k;
+    const bool in_order = p.weight_channels_last || taps == 1;
+    if constexpr (sizeof(T) <= 4)
+      if (!db && in_order && weights >= int64_t{1} << 18 && weights % 4 == 0 && address(dw) % 16 == 0)
+        return launch("finish_weight_grad", finish_fours_kernel<T>, blocks_for(weights / 4), kThreads, 0,
+                      stream, static_cast<const float*>(partials), static_cast<T*>(dw), splits, weights);
     const int sharers = splits >= 8 && elements < int64_t{1} << 20 ? 8 : 1;
     launch("finish_weight_grad", finish_weight_grad_kernel<T>, blocks_for(elements * sharers), kThreads, 0,
            stream, static_cast<const Acc<T>*>(partials), static_cast<T*>(dw), static_cast<T*>(db), splits,

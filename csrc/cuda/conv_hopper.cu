@@ -36,7 +36,7 @@ struct Maps {
 };
 struct HopperArgs {
   Phase phases[kMostPhases];
-  int64_t row_tiles;                             // of the largest phase
+  int tiles, row_tiles;                          // in all; of the largest phase
   int channels, column_tiles, chunks, kernel_w;  // of the result; chunks: of kDepth source channels
   int64_t image, row;                            // of the result, in pixels
   bool relu;
@@ -44,7 +44,11 @@ struct HopperArgs {
 
 template <int channels>
 constexpr int kStages = channels == 256 ? 4 : 3;
-// Registers of a thread, so that three blocks fit on a multiprocessor, or two, or one.
+// Blocks that share a multiprocessor, and registers of a thread that let them.
+template <int channels>
+constexpr int kBlocks = channels == 64    ? 3
+                        : channels == 128 ? 2
+                                          : 1;
 template <int channels>
 constexpr int kRegisters = channels == 64    ? 72
                            : channels == 128 ? 112
@@ -52,19 +56,31 @@ constexpr int kRegisters = channels == 64    ? 72
 
 template <typename T, int channels>
 struct Ring {
-  T x[kStages<channels>][kPixels][kDepth];
-  T w[kStages<channels>][channels][kDepth];
-  uint64_t full[kStages<channels>], empty[kStages<channels>];
+  static constexpr int kOfStages = kStages<channels>;
+  T x[kOfStages][kPixels][kDepth];
+  // A row for each result channel; in the input gradient, where w lies across, 64 source channels with a row
+  // each for every 64 of the result's.
+  T w[kOfStages][channels][kDepth];
+  uint64_t full[kOfStages], empty[kOfStages];
 };
 
-// Fills the ring, over all steps.
-template <typename T, int channels>
-__device__ void feed(Ring<T, channels>& ring, const CUtensorMap* x, const CUtensorMap* w, const HopperArgs& a,
-                     const Phase& phase, int64_t first, int column) {
-  prefetch_tensor_map(x);
-  prefetch_tensor_map(w);
-  const WindowStart start(first, phase.h, phase.w);
-  Stage<kStages<channels>> stage;
+// A block's tile of that number: which phase, the first of its pixels there, and its first channel.
+struct Tile {
+  int phase, column;
+  int64_t first;
+  __device__ Tile(int number, const HopperArgs& a, int channels) {
+    const int row = number / a.column_tiles;
+    column = (number - row * a.column_tiles) * channels;
+    phase = row / a.row_tiles;
+    first = int64_t{row - phase * a.row_tiles} * kPixels;
+  }
+};
+
+// Fills the ring, over all steps of a tile.
+template <bool input_grad, typename T, int channels>
+__device__ void feed(Ring<T, channels>& ring, Stage<kStages<channels>>& stage, const CUtensorMap* x,
+                     const CUtensorMap* w, const HopperArgs& a, const Phase& phase, const Tile& tile) {
+  const WindowStart start(tile.first, phase.h, phase.w);
   for (int i = 0; i < phase.h.taps; ++i)
     for (int j = 0; j < phase.w.taps; ++j) {
       const int tap =
@@ -77,20 +93,28 @@ __device__ void feed(Ring<T, channels>& ring, const CUtensorMap* x, const CUtens
         tensor_copy_im2col(ring.x[stage.at], x, full, chunk * kDepth, start.w, start.h, start.n,
                            static_cast<uint16_t>(j * phase.w.off_step),
                            static_cast<uint16_t>(i * phase.h.off_step));
-        tensor_copy_3d(ring.w[stage.at], w, full, chunk * kDepth, tap, column);
+        if constexpr (input_grad) {
+#pragma unroll
+          for (int c = 0; c < channels; c += kDepth)
+            tensor_copy_3d(ring.w[stage.at][c], w, full, tile.column + c, tap, chunk * kDepth);
+        } else {
+          tensor_copy_3d(ring.w[stage.at], w, full, chunk * kDepth, tap, tile.column);
+        }
         stage.advance();
       }
     }
 }
 
-// d = the sum over all steps, of 64 pixels from the `rows`-th of the tile on.
-template <typename T, int channels>
-__device__ __forceinline__ void multiply(Ring<T, channels>& ring, float (&d)[channels / 2], int steps,
-                                         int rows) {
+// d = the sum over all steps of a tile, of 64 pixels from the `rows`-th on.
+template <bool input_grad, typename T, int channels>
+__device__ __forceinline__ void multiply(Ring<T, channels>& ring, Stage<kStages<channels>>& stage,
+                                         float (&d)[channels / 2], int steps, int rows) {
 #pragma unroll
   for (int i = 0; i < channels / 2; ++i) d[i] = 0.0f;
-  const uint64_t x0 = matrix_descriptor(ring.x[0][rows]), w0 = matrix_descriptor(ring.w[0]);
-  Stage<kStages<channels>> stage;
+  constexpr int next_w = input_grad ? 128 : 2;
+  const uint64_t x0 = matrix_descriptor(ring.x[0][rows]);
+  const uint64_t w0 = input_grad ? matrix_descriptor_across(ring.w[0], kDepth * kDepth * sizeof(T))
+                                 : matrix_descriptor(ring.w[0]);
   int before = 0;  // the stage that is released next
   for (int step = 0; step < steps; ++step) {
     barrier_wait(&ring.full[stage.at], stage.parity);
@@ -98,7 +122,7 @@ __device__ __forceinline__ void multiply(Ring<T, channels>& ring, float (&d)[cha
     const uint64_t w = w0 + static_cast<unsigned>(stage.at) * (sizeof(ring.w[0]) / 16);
     wgmma_fence(d);
 #pragma unroll
-    for (int i = 0; i < kDepth / 16; ++i) wgmma<T>(d, x + 2 * i, w + 2 * i);
+    for (int i = 0; i < kDepth / 16; ++i) wgmma<T, false, input_grad>(d, x + 2 * i, w + next_w * i);
     wgmma_commit();
     // The products of the step before have read their stage.
     wgmma_wait<1>(d);
@@ -107,6 +131,7 @@ __device__ __forceinline__ void multiply(Ring<T, channels>& ring, float (&d)[cha
     stage.advance();
   }
   wgmma_wait<0>(d);
+  if (steps > 0) barrier_arrive(&ring.empty[before]);
 }
 
 template <typename T>
@@ -174,49 +199,60 @@ __device__ __forceinline__ void write_out(const float (&d)[channels / 2], const 
   }
 }
 
-template <typename T, int channels>
+// As many blocks as fit on the device: while its multipliers write a tile out, the next one's stages fill.
+template <bool input_grad, typename T, int channels>
 __global__ void __launch_bounds__(kHopperThreads<2>) __maxnreg__(kRegisters<channels>)
     conv_hopper_kernel(const __grid_constant__ Maps maps, const __grid_constant__ HopperArgs a, const T* bias,
                        T* y) {
   auto& ring = *dynamic_shared<Ring<T, channels>>();
   const int group = static_cast<int>(threadIdx.x) / kWarpgroup;
-  const int64_t tile = blockIdx.x / static_cast<unsigned>(a.column_tiles);
-  const int column = static_cast<int>(blockIdx.x - tile * a.column_tiles) * channels;
-  const int of = static_cast<int>(tile / a.row_tiles);
-  const Phase& phase = a.phases[of];
-  const int64_t first = (tile - of * a.row_tiles) * kPixels;
-  if (first >= phase.pixels) return;  // the phases differ by a row or a column
   make_ring<2>(ring);
+  Stage<kStages<channels>> stage;
   if (group == 2) {
-    if (threadIdx.x % 32 == 0) feed(ring, &maps.source[of], &maps.w, a, phase, first, column);
+    if (threadIdx.x % 32 != 0) return;
+    prefetch_tensor_map(&maps.source[0]);
+    prefetch_tensor_map(&maps.w);
+    for (int number = static_cast<int>(blockIdx.x); number < a.tiles; number += static_cast<int>(gridDim.x)) {
+      const Tile tile(number, a, channels);
+      const Phase& phase = a.phases[tile.phase];
+      if (tile.first < phase.pixels)  // the phases differ by a row or a column
+        feed<input_grad>(ring, stage, &maps.source[tile.phase], &maps.w, a, phase, tile);
+    }
   } else {
-    float d[channels / 2];
-    multiply(ring, d, phase.h.taps * phase.w.taps * a.chunks, group * 64);
-    write_out<T, channels>(d, bias, y, a, phase, first + group * 64, column);
+    for (int number = static_cast<int>(blockIdx.x); number < a.tiles; number += static_cast<int>(gridDim.x)) {
+      const Tile tile(number, a, channels);
+      const Phase& phase = a.phases[tile.phase];
+      if (tile.first >= phase.pixels) continue;
+      float d[channels / 2];
+      multiply<input_grad>(ring, stage, d, phase.h.taps * phase.w.taps * a.chunks, group * 64);
+      write_out<T, channels>(d, bias, y, a, phase, tile.first + group * 64, tile.column);
+    }
   }
 }
 
-template <typename T, int channels>
+template <bool input_grad, typename T, int channels>
 void start(const Maps& maps, HopperArgs& a, int phases, const void* bias, void* y, void* stream) {
   a.column_tiles = static_cast<int>(ceil_div(a.channels, channels));
-  launch("conv_hopper", conv_hopper_kernel<T, channels>,
-         static_cast<unsigned>(phases * a.row_tiles * a.column_tiles), kHopperThreads<2>,
+  a.tiles = phases * a.row_tiles * a.column_tiles;
+  const int places = current_device().multiprocessors * kBlocks<channels>;
+  launch("conv_hopper", conv_hopper_kernel<input_grad, T, channels>,
+         static_cast<unsigned>(a.tiles < places ? a.tiles : places), kHopperThreads<2>,
          sizeof(Ring<T, channels>), stream, maps, a, static_cast<const T*>(bias), static_cast<T*>(y));
 }
 
-template <typename T>
-void run(const ConvParams& p, const ConvPlan& plan, bool input_grad, const void* source, const void* w,
-         const void* bias, void* result, void* workspace, void* stream) {
-  const T* const packed = packed_weights<T>(p, input_grad, w, workspace, stream);
-  const int64_t outer = input_grad ? p.c : p.k, inner = input_grad ? p.k : p.c;
+template <bool input_grad, typename T>
+void run(const ConvParams& p, const ConvPlan& plan, const void* source, const void* w, const void* bias,
+         void* result, void* workspace, void* stream) {
+  // In the input gradient the products read these weights across: they need not be turned.
+  const T* const packed = packed_weights<T>(p, false, w, workspace, stream);
+  const int64_t inner = input_grad ? p.k : p.c;
   const Extent& out = input_grad ? p.in : p.out;
   HopperArgs a = {};
-  a.channels = static_cast<int>(outer);
+  a.channels = static_cast<int>(input_grad ? p.c : p.k);
   a.chunks = static_cast<int>(ceil_div(inner, kDepth));
   a.kernel_w = static_cast<int>(p.kernel.w);
   a.image = volume(out), a.row = out.w;
   a.relu = p.relu && !input_grad;
-  // Phases with most taps first: their blocks take longest.
   const int64_t phases_h = input_grad ? imin(p.stride.h, p.in.h) : 1;
   const int64_t phases_w = input_grad ? imin(p.stride.w, p.in.w) : 1;
   int phases = 0;
@@ -230,8 +266,9 @@ void run(const ConvParams& p, const ConvPlan& plan, bool input_grad, const void*
           input_grad ? input_grad_taps(p.in.w, p.out.w, p.kernel.w, p.stride.w, p.pad.w, p.dilation.w, j)
                      : forward_taps(p.in.w, p.out.w, p.kernel.w, p.stride.w, p.pad.w, p.dilation.w));
       phase.pixels = p.n * phase.h.grid * phase.w.grid;
-      a.row_tiles = imax(a.row_tiles, ceil_div(phase.pixels, kPixels));
+      a.row_tiles = static_cast<int>(imax(a.row_tiles, ceil_div(phase.pixels, kPixels)));
     }
+  // Phases with most taps first: their tiles take longest.
   std::stable_sort(a.phases, a.phases + phases, [](const Phase& one, const Phase& other) {
     return one.h.taps * one.w.taps > other.h.taps * other.w.taps;
   });
@@ -243,21 +280,22 @@ void run(const ConvParams& p, const ConvPlan& plan, bool input_grad, const void*
                                   phase.w.windows(), kPixels);
   }
   const uint32_t channels = static_cast<uint32_t>(plan.tile.n);
-  maps.w = tiled_map<T, 3>(packed, {inner, conv_taps(p), outer}, {kDepth, 1, channels});
+  maps.w = tiled_map<T, 3>(packed, {p.c, conv_taps(p), p.k}, {kDepth, 1, input_grad ? kDepth : channels});
   if (channels == 64)
-    start<T, 64>(maps, a, phases, bias, result, stream);
+    start<input_grad, T, 64>(maps, a, phases, bias, result, stream);
   else if (channels == 128)
-    start<T, 128>(maps, a, phases, bias, result, stream);
+    start<input_grad, T, 128>(maps, a, phases, bias, result, stream);
   else
-    start<T, 256>(maps, a, phases, bias, result, stream);
+    start<input_grad, T, 256>(maps, a, phases, bias, result, stream);
 }
 
-void run_pass(const ConvParams& p, const ConvPlan& plan, bool input_grad, const void* source, const void* w,
-              const void* bias, void* result, void* workspace, void* stream) {
+template <bool input_grad>
+void run_pass(const ConvParams& p, const ConvPlan& plan, const void* source, const void* w, const void* bias,
+              void* result, void* workspace, void* stream) {
   if (p.dtype == DType::kF16)
-    run<__half>(p, plan, input_grad, source, w, bias, result, workspace, stream);
+    run<input_grad, __half>(p, plan, source, w, bias, result, workspace, stream);
   else
-    run<__nv_bfloat16>(p, plan, input_grad, source, w, bias, result, workspace, stream);
+    run<input_grad, __nv_bfloat16>(p, plan, source, w, bias, result, workspace, stream);
 }
 
 bool in_place(const void* a, const void* b) { return (address(a) | address(b)) % 16 == 0; }
@@ -268,7 +306,7 @@ void hopper_conv(const ConvParams& p, const ConvPlan& plan, const void* x, const
                  void* y, void* workspace, void* stream) {
   if (!in_place(x, y))
     return gemm_conv(p, gemm_plan(p, ConvPass::kForward, current_device()), x, w, bias, y, workspace, stream);
-  run_pass(p, plan, false, x, w, bias, y, workspace, stream);
+  run_pass<false>(p, plan, x, w, bias, y, workspace, stream);
 }
 
 void hopper_input_grad(const ConvParams& p, const ConvPlan& plan, const void* dy, const void* w,
@@ -276,7 +314,7 @@ void hopper_input_grad(const ConvParams& p, const ConvPlan& plan, const void* dy
   if (!in_place(dy, dx))
     return gemm_input_grad(p, gemm_plan(p, ConvPass::kInputGrad, current_device()), dy, w, bias, dx,
                            workspace, stream);
-  run_pass(p, plan, true, dy, w, bias, dx, workspace, stream);
+  run_pass<true>(p, plan, dy, w, bias, dx, workspace, stream);
 }
 
 }  // namespace cuda

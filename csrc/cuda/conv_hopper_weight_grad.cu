@@ -86,7 +86,7 @@ __device__ __forceinline__ void multiply(Ring<T, groups, columns>& ring, float (
     const uint64_t x = x0 + static_cast<unsigned>(stage.at) * (sizeof(ring.x[0]) / 16);
     wgmma_fence(d);
 #pragma unroll
-    for (int i = 0; i < kDepth / 16; ++i) wgmma<T, true>(d, dy + 128 * i, x + 128 * i);
+    for (int i = 0; i < kDepth / 16; ++i) wgmma<T, true, true>(d, dy + 128 * i, x + 128 * i);
     wgmma_commit();
     wgmma_wait<1>(d);
     if (step > 0) barrier_arrive(&ring.empty[before]);

@@ -141,23 +141,24 @@ __device__ __forceinline__ void wgmma_wait(float (&d)[count]) {
       "+f"(d[i + 6]), "+f"(d[i + 7])
 #define FASTOPS_SUMS_32(i) \
   FASTOPS_SUMS_8(i), FASTOPS_SUMS_8(i + 8), FASTOPS_SUMS_8(i + 16), FASTOPS_SUMS_8(i + 24)
-#define FASTOPS_WGMMA(TYPE, COLUMNS, NAMES, A, B, ACROSS, ...)                                          \
+#define FASTOPS_WGMMA(TYPE, COLUMNS, NAMES, A, B, A_ACROSS, B_ACROSS, ...)                              \
   asm volatile("wgmma.mma_async.sync.aligned.m64n" COLUMNS "k16.f32." TYPE "." TYPE " {" NAMES "}, %" A \
-               ", %" B ", 1, 1, 1, %" ACROSS ", %" ACROSS ";"                                           \
+               ", %" B ", 1, 1, 1, %" A_ACROSS ", %" B_ACROSS ";"                                       \
                : __VA_ARGS__                                                                            \
-               : "l"(a), "l"(b), "n"(across ? 1 : 0))
+               : "l"(a), "l"(b), "n"(a_across ? 1 : 0), "n"(b_across ? 1 : 0))
 #define FASTOPS_WGMMA_64(TYPE) \
-  FASTOPS_WGMMA(TYPE, "64", FASTOPS_NAMES_32, "32", "33", "34", FASTOPS_SUMS_32(0))
-#define FASTOPS_WGMMA_128(TYPE) \
-  FASTOPS_WGMMA(TYPE, "128", FASTOPS_NAMES_64, "64", "65", "66", FASTOPS_SUMS_32(0), FASTOPS_SUMS_32(32))
-#define FASTOPS_WGMMA_256(TYPE)                                                          \
-  FASTOPS_WGMMA(TYPE, "256", FASTOPS_NAMES_128, "128", "129", "130", FASTOPS_SUMS_32(0), \
+  FASTOPS_WGMMA(TYPE, "64", FASTOPS_NAMES_32, "32", "33", "34", "35", FASTOPS_SUMS_32(0))
+#define FASTOPS_WGMMA_128(TYPE)                                                            \
+  FASTOPS_WGMMA(TYPE, "128", FASTOPS_NAMES_64, "64", "65", "66", "67", FASTOPS_SUMS_32(0), \
+                FASTOPS_SUMS_32(32))
+#define FASTOPS_WGMMA_256(TYPE)                                                                 \
+  FASTOPS_WGMMA(TYPE, "256", FASTOPS_NAMES_128, "128", "129", "130", "131", FASTOPS_SUMS_32(0), \
                 FASTOPS_SUMS_32(32), FASTOPS_SUMS_32(64), FASTOPS_SUMS_32(96))
 
-// d += a · bᵀ of a warpgroup: a is 64×16, b 64×16, 128×16 or 256×16, both by matrix_descriptor(), or, across,
-// by matrix_descriptor_across(). Thread 32·w + l holds, with g = l / 4 and t = l % 4, of d the elements
+// d += a · bᵀ of a warpgroup: a is 64×16, b 64×16, 128×16 or 256×16, by matrix_descriptor(), or, across, by
+// matrix_descriptor_across(). Thread 32·w + l holds, with g = l / 4 and t = l % 4, of d the elements
 // (16·w + g + 8·h, 8·j + 2·t + i) in d[4·j + 2·h + i].
-template <typename T, bool across = false, int count>
+template <typename T, bool a_across = false, bool b_across = false, int count>
 __device__ __forceinline__ void wgmma(float (&d)[count], uint64_t a, uint64_t b) {
   static_assert(std::is_same<T, __half>::value || std::is_same<T, __nv_bfloat16>::value);
   static_assert(count == 32 || count == 64 || count == 128);

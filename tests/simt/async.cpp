@@ -39,7 +39,7 @@ struct Product {
   float* d[32];
   unsigned columns, warp;  // the warp's place in its warpgroup
   uint64_t a, b;
-  bool bfloat, across;
+  bool bfloat, across[2];
   unsigned group;
   std::vector<float> left, right;  // 16×16, columns×16; empty: not yet read
   unsigned thread;
@@ -237,18 +237,18 @@ void tensor_copy(void* to, const CUtensorMap* of, void* p, int rank, const int* 
 
 void Async::read(Product& product) {
   const float* const value = numbers(product.bfloat);
-  const auto matrix = [&](uint64_t from, unsigned first, unsigned rows) {
+  const auto matrix = [&](uint64_t from, bool across, unsigned first, unsigned rows) {
     std::vector<float> all(rows * 16);
     for (unsigned r = 0; r < rows; ++r)
       for (unsigned c = 0; c < 16; ++c) {
         uint16_t raw;
-        std::memcpy(&raw, element(from, product.across, first + r, c), 2);
+        std::memcpy(&raw, element(from, across, first + r, c), 2);
         all[r * 16 + c] = value[raw];
       }
     return all;
   };
-  product.left = matrix(product.a, 16 * product.warp, 16);
-  product.right = matrix(product.b, 0, product.columns);
+  product.left = matrix(product.a, product.across[0], 16 * product.warp, 16);
+  product.right = matrix(product.b, product.across[1], 0, product.columns);
 }
 
 // The result of a product, into `sums`.
@@ -271,7 +271,8 @@ void wgmma_fence(Site site) {
   processor->async().warp().fenced = true;
 }
 
-void wgmma(float* d, unsigned columns, uint64_t a, uint64_t b, bool bfloat, bool across, Site site) {
+void wgmma(float* d, unsigned columns, uint64_t a, uint64_t b, bool bfloat, bool a_across, bool b_across,
+           Site site) {
   struct Lane {
     float* d;
     Product product;
@@ -286,7 +287,7 @@ void wgmma(float* d, unsigned columns, uint64_t a, uint64_t b, bool bfloat, bool
     if (start % 1024 > 96 || between % 1024 != 0)
       fail(site, "wgmma: a matrix that does not begin in the first row of an atom");
   }
-  Lane mine{d, {{}, columns, 0, a, b, bfloat, across, 0, {}, {}, 0, 0}, site};
+  Lane mine{d, {{}, columns, 0, a, b, bfloat, {a_across, b_across}, 0, {}, {}, 0, 0}, site};
   const auto issue = [](void* const* lanes) {
     Async& async = processor->async();
     Warp& warp = async.warp();
@@ -309,15 +310,16 @@ void wgmma(float* d, unsigned columns, uint64_t a, uint64_t b, bool bfloat, bool
     const unsigned rows[2] = {16, product.columns};
     const uint64_t matrices[2] = {product.a, product.b};
     // Eight elements lie together: of a row, or across of a column.
-    const unsigned row_step = product.across ? 8 : 1, column_step = product.across ? 1 : 8;
-    for (int m = 0; m < 2; ++m)
+    for (int m = 0; m < 2; ++m) {
+      const unsigned row_step = product.across[m] ? 8 : 1, column_step = product.across[m] ? 1 : 8;
       for (unsigned r = 0; r < rows[m]; r += row_step)
         for (unsigned c = 0; c < 16; c += column_step) {
           const unsigned row = r + (m == 0 ? 16 * product.warp : 0);
-          const char* const from = async.element(matrices[m], product.across, row, c);
+          const char* const from = async.element(matrices[m], product.across[m], row, c);
           check_shared(from, 16, "wgmma", last.site);
           product.ticket = race::read_beside(from, 16, nullptr);
         }
+    }
     if (async.now()) async.read(product);
     warp.products.push_back(std::move(product));
   };

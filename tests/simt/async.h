@@ -23,7 +23,8 @@ void tensor_copy(void* to, const CUtensorMap* map, void* barrier, int rank, cons
 // The products of a warp's 16 rows, `columns` of them. Operands are read at once or at the wait for them;
 // accumulators are NaNs until that.
 void wgmma_fence(Site site);
-void wgmma(float* d, unsigned columns, uint64_t a, uint64_t b, bool bfloat, bool across, Site site);
+void wgmma(float* d, unsigned columns, uint64_t a, uint64_t b, bool bfloat, bool a_across, bool b_across,
+           Site site);
 void wgmma_commit(Site site);
 void wgmma_wait(unsigned groups_left, Site site);
 
@@ -73,11 +74,11 @@ template <int groups_left, int count>
 void wgmma_wait(float (&)[count], SIMT_CALLER) {
   simt::wgmma_wait(groups_left, SIMT_SITE);
 }
-template <typename T, bool across = false, int count>
+template <typename T, bool a_across = false, bool b_across = false, int count>
 void wgmma(float (&d)[count], uint64_t a, uint64_t b, SIMT_CALLER) {
   static_assert(std::is_same<T, __half>::value || std::is_same<T, __nv_bfloat16>::value);
   static_assert(count == 32 || count == 64 || count == 128);
-  simt::wgmma(d, 2 * count, a, b, std::is_same<T, __nv_bfloat16>::value, across, SIMT_SITE);
+  simt::wgmma(d, 2 * count, a, b, std::is_same<T, __nv_bfloat16>::value, a_across, b_across, SIMT_SITE);
 }
 
 template <int registers>

@@ -114,7 +114,7 @@ __global__ void __launch_bounds__(kThreads + 32)
     const uint64_t left = across ? matrix_descriptor_across(ring.a[s], tile) : matrix_descriptor(ring.a[s]);
     const uint64_t right = across ? matrix_descriptor_across(ring.b[s], tile) : matrix_descriptor(ring.b[s]);
 #pragma unroll
-    for (int k = 0; k < 4; ++k) wgmma<T, across>(d, left + next * k, right + next * k);
+    for (int k = 0; k < 4; ++k) wgmma<T, across, across>(d, left + next * k, right + next * k);
     wgmma_commit();
     if (bug == Bug::kWait) barrier_arrive(&ring.empty[s]);
     if (bug != Bug::kAccumulators) wgmma_wait<0>(d);

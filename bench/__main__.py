@@ -87,7 +87,7 @@ def main() -> None:
         found = {
             "layers": lambda: layer_records(options, end),
             "host": lambda: host.measured(options.device),
-            "models": lambda: models.measured(options.device),
+            "models": lambda: models.measured(options.device, end),
         }[options.suite]()
         records = []
         for record in itertools.chain([first], found):

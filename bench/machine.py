@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 from datetime import datetime, timezone
@@ -24,6 +25,12 @@ def _git(*arguments: str) -> str:
     return done.stdout.strip()
 
 
+def _commit() -> str:
+    """The tree's commit; FASTOPS_COMMIT where the tree has come without its history."""
+    changed = "+changes" if _git("status", "--porcelain", "-uno") else ""
+    return os.environ.get("FASTOPS_COMMIT") or _git("rev-parse", "HEAD") + changed
+
+
 def _processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -36,7 +43,7 @@ def describe(device: str) -> dict[str, Any]:
     """For the first line of a run."""
     info = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "commit": _git("rev-parse", "HEAD") + ("+changes" if _git("status", "--porcelain", "-uno") else ""),
+        "commit": _commit(),
         "fastops": fastops.__version__,
         "torch": torch.__version__,
         "python": platform.python_version(),

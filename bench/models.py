@@ -7,6 +7,9 @@ random; bf16 throughout, channels_last and contiguous.
 from __future__ import annotations
 
 import copy
+import itertools
+import math
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -66,46 +69,47 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], tuple[int, ...
 }
 
 
-def measured(device: str, *, layouts: tuple[str, ...] = ("NHWC", "NCHW")) -> Iterator[dict[str, Any]]:
-    """One record per model, layout, kind of run and contender."""
+def measured(device: str, end: float = math.inf) -> Iterator[dict[str, Any]]:
+    """One record per model, layout, kind of run and contender; no new model after `end` (monotonic)."""
     timer = measure.on_gpu if device == "cuda" else measure.on_cpu
-    for name, (make, on_gpu, on_cpu) in MODELS.items():
-        base = {"suite": "models", "model": name, "dtype": "bf16"}
+    for layout, (name, (make, on_gpu, on_cpu)) in itertools.product(("NHWC", "NCHW"), MODELS.items()):
+        if time.monotonic() > end:
+            return
+        memory_format = LAYOUTS[layout]
+        base = {"suite": "models", "model": name, "dtype": "bf16", "layout": layout}
         try:
             original = make()
-        except Exception as error:
+        except Exception as error:  # torchvision is not ours
             yield base | {"error": f"{type(error).__name__}: {error}"}
             continue
         shape = on_gpu if device == "cuda" else on_cpu
-        for layout in layouts:
-            works: dict[str, dict[str, measure.Work]] = {"training": {}, "inference": {}}
-            x = torch.randn(shape, device=device, dtype=torch.bfloat16)
-            x = x.contiguous(memory_format=LAYOUTS[layout])
-            for by in ("fastops", "torch"):
-                model = copy.deepcopy(original).to(device, torch.bfloat16, memory_format=LAYOUTS[layout])
-                if by == "fastops":
-                    fastops.convert(model)
+        works: dict[str, dict[str, measure.Work]] = {"training": {}, "inference": {}}
+        x = torch.randn(shape, device=device, dtype=torch.bfloat16).contiguous(memory_format=memory_format)
+        for by in ("fastops", "torch"):
+            model = copy.deepcopy(original).to(device, torch.bfloat16, memory_format=memory_format)
+            if by == "fastops":
+                fastops.convert(model)
 
-                def train(_: int, model: nn.Module = model, x: Tensor = x) -> None:
-                    model.train()
-                    model.zero_grad(set_to_none=True)
-                    model(x).float().square().mean().backward()
+            def train(_: int, model: nn.Module = model, x: Tensor = x) -> None:
+                model.train()
+                model.zero_grad(set_to_none=True)
+                model(x).float().square().mean().backward()
 
-                def infer(_: int, model: nn.Module = model, x: Tensor = x) -> Tensor:
-                    model.eval()
-                    with torch.no_grad():
-                        return model(x)
+            def infer(_: int, model: nn.Module = model, x: Tensor = x) -> Tensor:
+                model.eval()
+                with torch.no_grad():
+                    return model(x)
 
-                works["training"][by], works["inference"][by] = train, infer
-            for kind, contenders in works.items():
-                case = base | {"layout": layout, "kind": kind, "images": shape[0]}
-                try:
-                    times = timer(contenders, 1, rounds=3, round_seconds=0.1)
-                except Exception as error:
-                    yield case | {"error": f"{type(error).__name__}: {str(error)[:300]}"}
-                    continue
-                for by, time in times.items():
-                    yield case | {"by": by, "seconds": time.seconds, "low": time.low, "high": time.high}
+            works["training"][by], works["inference"][by] = train, infer
+        for kind, contenders in works.items():
+            case = base | {"kind": kind, "images": shape[0]}
+            try:
+                times = timer(contenders, 1, rounds=3, round_seconds=0.1)
+            except Exception as error:
+                yield case | {"error": f"{type(error).__name__}: {str(error)[:300]}"}
+                continue
+            for by, t in times.items():
+                yield case | {"by": by, "seconds": t.seconds, "low": t.low, "high": t.high, "how": t.how}
 
 
 def table(records: list[dict[str, Any]]) -> Iterator[str]:

@@ -157,6 +157,7 @@ void bind_params(py::module_& m) {
       .field("kernel", &ConvPlan::kernel)
       .field("tile", &ConvPlan::tile)
       .field("vectors", &ConvPlan::vectors)
+      .field("copies", &ConvPlan::copies)
       .field("splits", &ConvPlan::splits)
       .field("blocks", &ConvPlan::blocks)
       .field("flops", &ConvPlan::flops)

@@ -41,6 +41,7 @@ struct PlanCost {
   double block_bytes = 0;   // that a block reads through the L2 cache
   double more_bytes = 0;    // through memory, beyond each tensor once
   int launches = 1;
+  double before = 0;  // seconds of what nothing overlaps with: copies
 };
 // Completes a plan that has its blocks: what is to be done, and how long it would take.
 void finish(ConvPlan& plan, const ConvParams& p, const Device& device, const PlanCost& cost);

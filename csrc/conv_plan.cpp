@@ -61,7 +61,7 @@ void finish(ConvPlan& plan, const ConvParams& p, const Device& device, const Pla
   const double compute = rounds * cost.block_clocks / device.clock_hz;
   const double l2 = rounds * cost.block_bytes / kFromL2 / device.clock_hz;
   const double memory = (plan.bytes + cost.more_bytes) / device.bandwidth;
-  plan.seconds = kLaunch * cost.launches + std::max(compute, std::max(l2, memory));
+  plan.seconds = kLaunch * cost.launches + cost.before + std::max(compute, std::max(l2, memory));
   plan.roof = roof_seconds(p, device) / plan.seconds;
 }
 

@@ -20,6 +20,7 @@ struct ConvPlan {
   ConvKernel kernel = ConvKernel::kDirect;
   ConvTile tile;
   bool vectors = false;  // 16 bytes of channels at a time
+  bool copies = false;   // contiguous tensors are copied to channels_last first, the result copied back
   int64_t splits = 1;    // of the weight gradient's sum over n and pixels; combined in order
   int64_t blocks = 0;
   // The model: what the pass has to compute and to move at least, and the time that the plan would take.

@@ -35,15 +35,16 @@ struct GemmTile {
 struct GemmStep {
   double clocks, bytes;
 };
-GemmStep step_of(const ConvParams& p, const GemmTile& tile, bool vectors, const Device& device) {
+GemmStep step_of(const ConvParams& p, const GemmTile& tile, bool weight, bool vectors, const Device& device) {
   const double m = static_cast<double>(tile.m), n = static_cast<double>(tile.n);
   const double k = 64.0 / static_cast<double>(element_bytes(p.dtype));
   const double multiply = 2 * m * n * k / (rates(device).tensor / tensor_cost(p));
   // Each warp reads its rows and columns from shared memory; all of them are written once.
   const double warps = m / static_cast<double>(tile.warp_m) * n / static_cast<double>(tile.warp_n);
   const double shared = 64 * (warps * static_cast<double>(tile.warp_m + tile.warp_n) + m + n) / kFromShared;
-  // Single elements: a load, a store and their share of addresses by a warp, of four that can be issued.
-  const double single = vectors ? 0 : m * k / 32 * 4 / 2;
+  // Single elements, in the weight gradient of both operands: a load, a store and their share of addresses by
+  // a warp, of four that can be issued; they take half as long again.
+  const double single = vectors ? 0 : 1.5 * (m + (weight ? n : 0)) * k / 32 * 4 / 2;
   return {std::max(multiply, std::max(shared, single)) / kGemmReach, 64 * (m + n)};
 }
 
@@ -76,7 +77,7 @@ ConvPlan gemm_plan(const ConvParams& p, ConvPass pass, const Device& device) {
   for (int t = 0, count = tiles_of(p, weight, vectors, tiles); t < count; ++t) {
     const GemmTile& tile = tiles[t];
     if (!is_wanted(p, tile.m, tile.n)) continue;
-    const GemmStep step = step_of(p, tile, vectors, device);
+    const GemmStep step = step_of(p, tile, weight, vectors, device);
     ConvPlan plan;
     plan.kernel = ConvKernel::kGemm;
     plan.tile = {tile.m, tile.n, depth, 4};

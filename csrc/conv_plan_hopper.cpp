@@ -32,15 +32,25 @@ struct HopperTile {
 
 // A block's clocks and bytes: `steps` of 64 elements deep. It begins with an empty ring, and writes when
 // others of its multiprocessor may go on.
-PlanCost cost_of(const HopperTile& tile, double steps, double result_bytes, const Device& device) {
+PlanCost cost_of(const ConvParams& p, ConvPass pass, const HopperTile& tile, double steps,
+                 const Device& device) {
+  const double result_bytes = pass == ConvPass::kWeightGrad ? 4 : 2;
   const double m = static_cast<double>(tile.m), n = static_cast<double>(tile.n);
   const double multiply = 2 * m * n * 64 / rates(device).tensor_async / kHopperReach;
   const double ends = (1500 + m * n * result_bytes / kFromL2) / static_cast<double>(tile.blocks);
-  return {steps * multiply + ends, steps * 128 * (m + n), 0, 1};
+  PlanCost cost = {steps * multiply + ends, steps * 128 * (m + n), 0, 1};
+  if (!p.channels_last) {
+    // Both images are read and written once more, at nine tenths of a copy's speed.
+    const double elements = static_cast<double>(p.n * (p.c * volume(p.in) + p.k * volume(p.out)));
+    cost.before = 4 * elements / (0.9 * device.bandwidth);
+    cost.launches += 2;
+  }
+  return cost;
 }
 
-ConvPlan plan_of(const HopperTile& tile) {
+ConvPlan plan_of(const ConvParams& p, const HopperTile& tile) {
   ConvPlan plan;
+  plan.copies = !p.channels_last;
   plan.kernel = ConvKernel::kHopper;
   plan.tile = {tile.m, tile.n, 64, tile.stages};
   plan.vectors = true;
@@ -56,11 +66,10 @@ ConvPlan pixels_plan(const ConvParams& p, bool input_grad, const Device& device)
   for (const HopperTile& tile :
        {HopperTile{128, 256, 4, 1}, HopperTile{128, 128, 3, 2}, HopperTile{128, 64, 3, 3}}) {
     if (!is_wanted(p, tile.m, tile.n) || (!p.tile_n && tile.n > 64 && outer <= tile.n / 2)) continue;
-    ConvPlan plan = plan_of(tile);
+    ConvPlan plan = plan_of(p, tile);
     plan.blocks = phases * ceil_div(pixels, tile.m) * ceil_div(outer, tile.n);
-    PlanCost cost = cost_of(tile, steps, 2, device);
-    const bool packs = input_grad || (!p.weight_channels_last && conv_taps(p) > 1);
-    cost.launches = packs ? 2 : 1;
+    PlanCost cost = cost_of(p, input_grad ? ConvPass::kInputGrad : ConvPass::kForward, tile, steps, device);
+    cost.launches += !p.weight_channels_last && conv_taps(p) > 1;  // packs w
     finish(plan, p, device, cost);
     if (best.blocks == 0 || plan.seconds < best.seconds) best = plan;
   }
@@ -78,14 +87,14 @@ ConvPlan weight_plan(const ConvParams& p, const Device& device) {
     // Parts that fill the device once, twice, …; of four steps at least; all take 64 MiB at most.
     const int64_t most = imax(1, imin(steps / 4, static_cast<int64_t>(67e6 / (4 * weights))));
     for (int64_t waves = 1; waves <= 4; ++waves) {
-      ConvPlan plan = plan_of(tile);
+      ConvPlan plan = plan_of(p, tile);
       const int64_t wanted = waves * tile.blocks * device.multiprocessors / tiles;
       plan.splits = p.splits ? imin(p.splits, steps) : imax(1, imin(wanted, most));
       plan.blocks = tiles * plan.splits;
       const double each = static_cast<double>(ceil_div(steps, plan.splits));
-      PlanCost cost = cost_of(tile, each, 4, device);
-      cost.more_bytes = 8 * weights * static_cast<double>(plan.splits);
-      cost.launches = 2;
+      PlanCost cost = cost_of(p, ConvPass::kWeightGrad, tile, each, device);
+      cost.more_bytes += 8 * weights * static_cast<double>(plan.splits);
+      cost.launches += 1;
       finish(plan, p, device, cost);
       if (best.blocks == 0 || plan.seconds < best.seconds) best = plan;
     }
@@ -98,10 +107,10 @@ ConvPlan weight_plan(const ConvParams& p, const Device& device) {
 bool hopper_serves(const ConvParams& p, ConvPass pass) {
   const bool half = p.dtype == DType::kF16 || p.dtype == DType::kBF16, grad = pass == ConvPass::kInputGrad;
   constexpr int64_t most = int64_t{1} << 31;
-  // Where tensors are not at multiples of 16 bytes, the other kernels on tensor cores take over.
-  return half && p.channels_last && p.groups == 1 && p.c % 8 == 0 && p.k % 8 == 0 && gemm_serves(p, pass) &&
-         p.n < most && p.n * p.c * volume(p.in) < int64_t{1} << 38 &&
-         p.n * p.k * volume(p.out) < int64_t{1} << 38 &&
+  // Where tensors in channels_last are not at multiples of 16 bytes, the other kernels on tensor cores take
+  // over.
+  return half && p.groups == 1 && p.c % 8 == 0 && p.k % 8 == 0 && gemm_serves(p, pass) && p.n < most &&
+         p.n * p.c * volume(p.in) < int64_t{1} << 38 && p.n * p.k * volume(p.out) < int64_t{1} << 38 &&
          (pass != ConvPass::kWeightGrad || p.n * volume(p.out) < most) &&
          fits_axis(grad, p.in.h, p.out.h, p.kernel.h, p.stride.h, p.pad.h, p.dilation.h) &&
          fits_axis(grad, p.in.w, p.out.w, p.kernel.w, p.stride.w, p.pad.w, p.dilation.w);

@@ -87,6 +87,7 @@ class ConvPlan:
     kernel: ConvKernel
     tile: ConvTile
     vectors: bool
+    copies: bool
     splits: int
     blocks: int
     flops: float

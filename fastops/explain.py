@@ -84,6 +84,7 @@ def plan_line(plan: _C.ConvPlan) -> str:
     parts = [f"{plan.kernel.name} {tile.m}×{tile.n}×{tile.k}"]
     parts += [f"{tile.stages} stages"] if tile.stages > 1 else []
     parts += [f"{plan.splits} parts"] if plan.splits > 1 else []
+    parts += ["through copies in channels_last"] if plan.copies else []
     parts += [f"{plan.blocks} blocks ({plan.waves:.2f} waves)"]
     parts += [f"{plan.seconds * 1e6:.1f} µs by the model", f"{100 * plan.roof:.0f} % of the roof"]
     return ", ".join(parts)

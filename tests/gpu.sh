@@ -1,23 +1,68 @@
 #!/usr/bin/env bash
-# What only a machine with a GPU can show: the tests marked gpu, and then, small cases of every op, once
-# more under each tool of compute-sanitizer. Arguments are handed to the first pytest.
+# What only a machine with a GPU can show, in stages; a failing stage does not stop the later ones, but
+# build and smoke do. Logs, junit files and the benchmark's records go to $OUT; arguments are handed to
+# conformance's pytest, which takes as many processes as there are cores where pytest-xdist is installed.
 #
-#   tests/gpu.sh                 everything
-#   tests/gpu.sh -k max_pool     some of the tests
-#   TOOLS=memcheck tests/gpu.sh  one of the tools (default: memcheck initcheck racecheck synccheck)
-set -euo pipefail
+#   tests/gpu.sh                              everything
+#   STAGES="smoke primitives" tests/gpu.sh    some of the stages
+#   OUT=folder                                default: build/gpu
+#   FASTOPS_BUILT=1                           it is built already
+#   TOOLS="memcheck racecheck"                of compute-sanitizer
+set -uo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
+out=${OUT:-build/gpu}
+mkdir -p "$out"
+summary=()
+failed=0
 
-"$python" -c 'import torch; assert torch.cuda.is_available(), "no GPU that torch can use"'
-"$python" setup.py -q build_ext --inplace
-"$python" -m pytest -m gpu "$@"
+stage() { # name, seconds, command...: runs it, keeps its log and how it ended
+  local name=$1 limit=$2 begin=$SECONDS rc=0
+  shift 2
+  timeout -k 10 "$limit" "$@" >"$out/$name.log" 2>&1 || rc=$?
+  summary+=("$name: rc $rc, $((SECONDS - begin)) s; $(tail -n 1 "$out/$name.log")")
+  [ $rc -eq 0 ] && return
+  failed=1
+  tail -n 20 "$out/$name.log"
+  return 1
+}
+tests() { # name, seconds, arguments of pytest...
+  local name=$1 limit=$2
+  shift 2
+  stage "$name" "$limit" "$python" -m pytest --junitxml "$out/$name.xml" "$@"
+}
+finish() {
+  printf '%s\n' "${summary[@]}" | tee "$out/summary.txt"
+  exit $failed
+}
 
-# The caching allocator would hide what is written past a tensor's end.
-export PYTORCH_NO_CUDA_MEMORY_CACHING=1
-for tool in ${TOOLS:-memcheck initcheck racecheck synccheck}; do
-  echo "compute-sanitizer --tool $tool"
-  compute-sanitizer --tool "$tool" --error-exitcode 1 --print-limit 20 \
-    "$python" -m pytest -x -m gpu tests/test_against_torch.py tests/test_pool.py \
-    -k "test_values_and_gradients or duplicates or gather_and_scatter or odd_addresses"
+workers=()
+"$python" -c 'import xdist' 2>/dev/null && workers=(-n "${WORKERS:-auto}")
+big=--deselect=tests/test_large_tensors.py # one process has the memory
+
+for name in ${STAGES:-build smoke primitives conformance large sanitizer benchmark}; do
+  case $name in
+    build)
+      [ "${FASTOPS_BUILT:-}" = 1 ] && continue
+      stage build 3600 "$python" setup.py -q build_ext --inplace || finish
+      ;;
+    smoke) stage smoke 60 "$python" -m tests.smoke || finish ;;
+    primitives) tests primitives 600 -m gpu tests/test_gpu.py tests/test_sm90.py ;;
+    conformance) tests conformance 600 -m gpu "${workers[@]}" "$big" "$@" ;;
+    large) tests large 300 -m gpu tests/test_large_tensors.py ;;
+    sanitizer)
+      # The caching allocator would hide what is written past a tensor's end.
+      for tool in ${TOOLS:-memcheck racecheck}; do
+        PYTORCH_NO_CUDA_MEMORY_CACHING=1 stage "$tool" 120 compute-sanitizer --tool "$tool" \
+          --error-exitcode 1 --print-limit 20 "$python" -m tests.smoke
+      done
+      ;;
+    benchmark)
+      for suite in layers host models; do
+        stage "bench-$suite" 900 "$python" -m bench --suite $suite --out "$out/$suite.jsonl"
+      done
+      ;;
+    *) echo "no stage $name" && exit 2 ;;
+  esac
 done
+finish

@@ -1,4 +1,4 @@
-"""What only a GPU can show: that the emulation's primitives are the hardware's; streams, devices, graphs."""
+"""What only a GPU can show: that the emulation's primitives are the hardware's; streams and graphs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor, nn
 
+import fastops
 from tests import simt
 from tests.simt import build
 
@@ -93,3 +95,81 @@ def test_primitives_are_those_of_the_gpu(tmp_path: Path) -> None:
     torch.cuda.synchronize()
     different = (y.cpu() != expected).any(dim=1).nonzero().flatten().tolist()
     assert not different, f"answers (rows) that differ: {different}"
+
+
+# ---- streams and graphs -------------------------------------------------------------------------
+
+
+def network() -> nn.Sequential:
+    """One of each kind of layer; batch norm with its running statistics."""
+    torch.manual_seed(0)
+    layers = nn.Sequential(
+        nn.Conv2d(8, 16, 3, padding=1, bias=False),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(16, 16, 3, padding=1, groups=16),
+        nn.Upsample(scale_factor=2, mode="bilinear"),
+        nn.AvgPool2d(2),
+        nn.Conv2d(16, 8, 1),
+        nn.AdaptiveAvgPool2d(1),
+    )
+    fastops.convert(layers)
+    return layers.cuda()
+
+
+def step(model: nn.Module, x: Tensor) -> list[Tensor]:
+    """The loss, and every gradient."""
+    model.zero_grad(set_to_none=True)
+    loss = model(x).square().sum()
+    loss.backward()
+    return [loss.detach(), *(p.grad for p in model.parameters())]
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_a_captured_step_is_the_step(channels_last: bool, dtype: torch.dtype) -> None:
+    """Forward and backward in a CUDA graph: replays, on new data, give the bits of the eager step."""
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    models = [network().to(dtype, memory_format=memory_format) for _ in range(2)]
+    inputs = [torch.randn(4, 8, 16, 16, device="cuda", dtype=dtype) for _ in range(4)]
+    inputs = [x.contiguous(memory_format=memory_format) for x in inputs]
+    eager = [[t.clone() for t in step(models[0], x)] for x in inputs]
+    place, stream = inputs[0].clone(), torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        step(models[1], place)
+        models[1].load_state_dict(network().to(dtype).state_dict())
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream):
+            results = step(models[1], place)
+        models[1].load_state_dict(network().to(dtype).state_dict())
+        for x, wanted in zip(inputs, eager, strict=True):
+            place.copy_(x)
+            graph.replay()
+            torch.cuda.synchronize()
+            assert all(torch.equal(a, b) for a, b in zip(results, wanted, strict=True))
+    for a, b in zip(models[0].buffers(), models[1].buffers(), strict=True):
+        if a.is_floating_point():
+            assert torch.equal(a, b)
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_work_goes_to_the_current_stream() -> None:
+    """Behind a long wait on a side stream: what the default stream reads before is not yet computed."""
+    model, x = network(), torch.randn(4, 8, 16, 16, device="cuda")
+    with torch.no_grad():
+        model.eval()
+        wanted = model(x).clone()
+        place = torch.zeros_like(wanted)
+        stream = torch.cuda.Stream()
+        torch.cuda.synchronize()
+        with torch.cuda.stream(stream):
+            torch.cuda._sleep(200_000_000)
+            place.copy_(model(x))
+        early = place.clone()  # by the default stream, which does not wait
+        torch.cuda.synchronize()
+    assert not early.any() and torch.equal(place, wanted)

@@ -76,12 +76,9 @@ ConvPlan plan(const ConvParams& p, ConvPass pass) { return conv_plan(p, pass, cu
 
 int64_t workspace_of(const ConvParams& p, ConvPass pass) {
   const ConvPlan chosen = plan(p, pass);
-  if (pass == ConvPass::kWeightGrad)
-    return imax(WeightPartials(p, chosen.splits).total_bytes(),
-                chosen.kernel == ConvKernel::kHopper ? conv_bias_grad_workspace(p) : 0);
-  // Both want packed weights.
-  if (chosen.kernel == ConvKernel::kGemm || chosen.kernel == ConvKernel::kHopper)
-    return gemm_workspace(p, pass);
+  if (chosen.kernel == ConvKernel::kHopper) return hopper_workspace(p, pass, chosen.splits);
+  if (pass == ConvPass::kWeightGrad) return WeightPartials(p, chosen.splits).total_bytes();
+  if (chosen.kernel == ConvKernel::kGemm) return gemm_workspace(p, pass);
   return 0;
 }
 

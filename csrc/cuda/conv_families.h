@@ -68,13 +68,14 @@ void gemm_weight_grad(const ConvParams& p, const ConvPlan& plan, const void* dy,
                       void* partials, bool with_bias, void* stream);
 
 // conv_hopper.cu, conv_hopper_weight_grad.cu: tensor cores of sm_90a, fed by TMA.
+int64_t hopper_workspace(const ConvParams& p, ConvPass pass, int64_t splits);
 void hopper_conv(const ConvParams& p, const ConvPlan& plan, const void* x, const void* w, const void* bias,
                  void* y, void* workspace, void* stream);
 void hopper_input_grad(const ConvParams& p, const ConvPlan& plan, const void* dy, const void* w,
                        const void* bias, void* dx, void* workspace, void* stream);
-// Without the sums of dy.
+// Writes the parts to the beginning of the workspace; without the sums of dy.
 void hopper_weight_grad(const ConvParams& p, const ConvPlan& plan, const void* dy, const void* x,
-                        void* partials, void* stream);
+                        void* workspace, void* stream);
 
 }  // namespace cuda
 }  // namespace fastops

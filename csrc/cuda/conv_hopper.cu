@@ -302,8 +302,19 @@ bool in_place(const void* a, const void* b) { return (address(a) | address(b)) %
 
 }  // namespace
 
+int64_t hopper_workspace(const ConvParams& p, ConvPass pass, int64_t splits) {
+  return LayoutCopies(p, hopper_own_bytes(p, pass, splits)).total;
+}
+
 void hopper_conv(const ConvParams& p, const ConvPlan& plan, const void* x, const void* w, const void* bias,
                  void* y, void* workspace, void* stream) {
+  if (!p.channels_last) {
+    const LayoutCopies copies(p, hopper_own_bytes(p, ConvPass::kForward, 1));
+    to_channels_last(p.n, p.c, p.in, x, copies.x(workspace), stream);
+    run_pass<false>(in_channels_last(p), plan, copies.x(workspace), w, bias, copies.y(workspace), workspace,
+                    stream);
+    return from_channels_last(p.n, p.k, p.out, copies.y(workspace), y, stream);
+  }
   if (!in_place(x, y))
     return gemm_conv(p, gemm_plan(p, ConvPass::kForward, current_device()), x, w, bias, y, workspace, stream);
   run_pass<false>(p, plan, x, w, bias, y, workspace, stream);
@@ -311,6 +322,13 @@ void hopper_conv(const ConvParams& p, const ConvPlan& plan, const void* x, const
 
 void hopper_input_grad(const ConvParams& p, const ConvPlan& plan, const void* dy, const void* w,
                        const void* bias, void* dx, void* workspace, void* stream) {
+  if (!p.channels_last) {
+    const LayoutCopies copies(p, hopper_own_bytes(p, ConvPass::kInputGrad, 1));
+    to_channels_last(p.n, p.k, p.out, dy, copies.y(workspace), stream);
+    run_pass<true>(in_channels_last(p), plan, copies.y(workspace), w, bias, copies.x(workspace), workspace,
+                   stream);
+    return from_channels_last(p.n, p.c, p.in, copies.x(workspace), dx, stream);
+  }
   if (!in_place(dy, dx))
     return gemm_input_grad(p, gemm_plan(p, ConvPass::kInputGrad, current_device()), dy, w, bias, dx,
                            workspace, stream);

@@ -6,10 +6,46 @@
 #include "conv_families.h"
 #include "primitives_sm90.cuh"
 #include "tensor_map.h"
+#include "transpose.h"
 
 namespace fastops {
 namespace cuda {
 namespace {
+
+// What a pass has in the workspace: packed weights; the parts of a weight gradient, and of db after those.
+inline int64_t hopper_own_bytes(const ConvParams& p, ConvPass pass, int64_t splits) {
+  if (pass != ConvPass::kWeightGrad) return gemm_workspace(p, pass);
+  return imax(WeightPartials(p, splits).total_bytes(), conv_bias_grad_workspace(p));
+}
+
+// Where copies of contiguous images in channels_last are in the workspace: behind what the pass itself has
+// there.
+struct LayoutCopies {
+  int64_t x_at, y_at, total;
+  LayoutCopies(const ConvParams& p, int64_t own) {
+    const int64_t bytes = p.channels_last ? 0 : element_bytes(p.dtype);
+    x_at = round_up(own, 256);
+    y_at = x_at + round_up(bytes * p.n * p.c * volume(p.in), 256);
+    total = p.channels_last ? own : y_at + bytes * p.n * p.k * volume(p.out);
+  }
+  char* x(void* workspace) const { return static_cast<char*>(workspace) + x_at; }
+  char* y(void* workspace) const { return static_cast<char*>(workspace) + y_at; }
+};
+
+// The params of the copies.
+inline ConvParams in_channels_last(const ConvParams& p) {
+  ConvParams copied = p;
+  copied.channels_last = true;
+  return copied;
+}
+inline void to_channels_last(int64_t n, int64_t c, const Extent& image, const void* from, void* to,
+                             void* stream) {
+  transpose(n, c, volume(image), from, to, stream);
+}
+inline void from_channels_last(int64_t n, int64_t c, const Extent& image, const void* from, void* to,
+                               void* stream) {
+  transpose(n, volume(image), c, from, to, stream);
+}
 
 constexpr int kWarpgroup = 128;
 constexpr int kDepth = 64;  // elements of a row of a tile: 128 bytes, the swizzle's span

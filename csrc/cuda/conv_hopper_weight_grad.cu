@@ -173,16 +173,23 @@ void run(const ConvParams& p, const ConvPlan& plan, const void* dy, const void* 
 }  // namespace
 
 void hopper_weight_grad(const ConvParams& p, const ConvPlan& plan, const void* dy, const void* x,
-                        void* partials, void* stream) {
+                        void* workspace, void* stream) {
+  if (!p.channels_last) {
+    const LayoutCopies copies(p, hopper_own_bytes(p, ConvPass::kWeightGrad, plan.splits));
+    to_channels_last(p.n, p.k, p.out, dy, copies.y(workspace), stream);
+    to_channels_last(p.n, p.c, p.in, x, copies.x(workspace), stream);
+    return hopper_weight_grad(in_channels_last(p), plan, copies.y(workspace), copies.x(workspace), workspace,
+                              stream);
+  }
   if ((address(dy) | address(x)) % 16 != 0) {
     ConvPlan other = gemm_plan(p, ConvPass::kWeightGrad, current_device());
     other.splits = plan.splits;  // as many as there is place for
-    return gemm_weight_grad(p, other, dy, x, partials, false, stream);
+    return gemm_weight_grad(p, other, dy, x, workspace, false, stream);
   }
   if (p.dtype == DType::kF16)
-    run<__half>(p, plan, dy, x, static_cast<float*>(partials), stream);
+    run<__half>(p, plan, dy, x, static_cast<float*>(workspace), stream);
   else
-    run<__nv_bfloat16>(p, plan, dy, x, static_cast<float*>(partials), stream);
+    run<__nv_bfloat16>(p, plan, dy, x, static_cast<float*>(workspace), stream);
 }
 
 }  // namespace cuda

@@ -1,15 +1,17 @@
-"""Tables from a run's records: ``python -m bench.report build/bench.jsonl``."""
+"""Tables and a picture from records: ``python -m bench.report`` makes docs/performance.md of bench/data."""
 
 from __future__ import annotations
 
 import json
 import math
-import sys
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 Record = dict[str, Any]
+ROOT = Path(__file__).resolve().parent.parent
+DATA, DOCS = ROOT / "bench" / "data", ROOT / "docs"
 
 
 def floor(record: Record, ceilings: dict[str, float]) -> float:
@@ -32,6 +34,16 @@ def pairs(records: list[Record]) -> Iterator[tuple[Record, Record, float | None]
             yield both["fastops"], both["torch"], best.get(key[:3])
 
 
+def mean(ratios: list[float]) -> float:
+    """The geometric one."""
+    return math.exp(sum(map(math.log, ratios)) / len(ratios))
+
+
+def ratio(ours: Record, theirs: Record) -> float | None:
+    """torch's time over fastops'."""
+    return theirs["seconds"] / ours["seconds"] if "seconds" in ours and "seconds" in theirs else None
+
+
 def table(first: Record, records: list[Record]) -> Iterator[str]:
     """Markdown: one line per case."""
     ceilings = first["ceilings"]
@@ -40,34 +52,127 @@ def table(first: Record, records: list[Record]) -> Iterator[str]:
     )
     yield f"{first['device']}, torch {first['torch']}, commit {first['commit'][:12]}; measured: {roofs}."
     yield ""
-    heads = ["row", "pass", "layout", "fastops µs", "torch µs", "ratio", "to best layout"]
+    heads = ["row", "pass", "dtype", "layout", "fastops µs", "torch µs", "ratio", "to best layout"]
     heads += ["of the roof", "torch's", "differ"]
     yield f"| {' | '.join(heads)} |"
     yield "|---" * len(heads) + "|"
     ratios = []
     for ours, theirs, best in pairs(records):
-        head = f"| {ours['row']} | {ours['pass']} | {ours['layout']} |"
-        if "seconds" not in ours or "seconds" not in theirs:
+        head = f"| {ours['row']} | {ours['pass']} | {ours['dtype']} | {ours['layout']} |"
+        times = ratio(ours, theirs)
+        if times is None:
             yield f"{head} {ours.get('error', 'ok')[:80]} | {theirs.get('error', 'ok')[:80]} | | | | | |"
             continue
         a, b, least = ours["seconds"], theirs["seconds"], floor(ours, ceilings)
-        ratios.append(b / a)
+        ratios.append(times)
         to_best = f"{best / a:.2f}" if best else ""
         differ = f"{ours['difference']:.0e}" if "difference" in ours else ""
         yield (
-            f"{head} {a * 1e6:.1f} | {b * 1e6:.1f} | {b / a:.2f} | {to_best} | {100 * least / a:.0f} % | "
+            f"{head} {a * 1e6:.1f} | {b * 1e6:.1f} | {times:.2f} | {to_best} | {100 * least / a:.0f} % | "
             f"{100 * least / b:.0f} % | {differ} |"
         )
     if ratios:
         yield ""
-        mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
         below = sum(r < 1 for r in ratios)
-        yield f"{len(ratios)} cases, geometric mean of the ratios {mean:.2f}, {below} below 1."
+        yield f"{len(ratios)} cases, geometric mean of the ratios {mean(ratios):.2f}, {below} below 1."
+
+
+def summary(records: list[Record]) -> Iterator[str]:
+    """Markdown: a line per op, layout and pass."""
+    groups: dict[tuple[str, ...], list[float]] = defaultdict(list)
+    for ours, theirs, _ in pairs(records):
+        r, op = ratio(ours, theirs), ours["op"]
+        if op == "conv2d":
+            depthwise = any(n in ours["row"] for n in ("MobileNet", "ConvNeXt", "RepLKNet"))
+            op = "conv2d, depthwise" if depthwise else f"conv2d, {ours['dtype']}"
+        if r is not None:
+            groups[op, ours["layout"], ours["pass"]].append(r)
+    yield "| op | layout | pass | cases | geometric mean | least | most |"
+    yield "|---|---|---|---|---|---|---|"
+    for key, r in sorted(groups.items()):
+        yield f"| {' | '.join(key)} | {len(r)} | {mean(r):.2f} | {min(r):.2f} | {max(r):.2f} |"
+
+
+def read(name: str) -> tuple[Record, list[Record]]:
+    lines = [json.loads(line) for line in (DATA / name).read_text().splitlines()]
+    return lines[0], lines[1:]
+
+
+INTRODUCTION = """# Performance
+
+Measured on hardware, side by side with torch in one run: `python -m bench` (or `tests/gpu.sh`, stage
+`benchmark`). Times are medians of rounds in which both take turns, of calls captured in CUDA graphs, so
+without the host, on random data; enough sets of operands take turns that the L2 cache does not hold them.
+torch has `cudnn.benchmark` on. *ratio* is torch's time over fastops': above 1 fastops is faster. *of the
+roof*: the time of the least bytes and operations at the ceilings measured in the same run, over the time;
+more than 100 % means that the least was overestimated (a stride leaves elements unread). *differ*:
+‖fastops − torch‖ / ‖torch‖ of the results; where it is 1 one of the two is wrong, and comparing both with
+torch's CPU kernels, as the tests do, says that it is torch 2.11's (max_unpool2d's gradient in channels_last).
+
+Since then, by what these figures showed and without another measurement, the plan gives other kernels to the
+weight gradients of two contiguous rows (64→256 1×1 and N1 64→64 3×3: hopper through copies, not gemm) and of
+128→3 (direct, not gemm), and 5 × 5 depthwise convolutions of stride 2 in 16 bits run with more blocks
+([tuning-log.md](tuning-log.md)).
+
+![The ratio of every case](performance.png)
+"""
+
+
+def document() -> Iterator[str]:
+    """docs/performance.md."""
+    from bench import host, models
+
+    first, layers = read("h200-layers.jsonl")
+    yield INTRODUCTION
+    yield "## Models"
+    yield ""
+    yield "Training step (forward, backward) and inference in bf16, by `fastops.convert` and nothing else."
+    yield ""
+    yield from models.table(read("h200-models.jsonl")[1])
+    yield ""
+    yield "## Layers, in short"
+    yield ""
+    yield from summary(layers)
+    yield ""
+    yield "## The host's cost"
+    yield ""
+    yield "Microseconds until a call returns, on an image of a few elements."
+    yield ""
+    yield from host.table(read("h200-host.jsonl")[1])
+    yield ""
+    yield "## Layers"
+    yield ""
+    yield from table(first, layers)
+
+
+def draw(records: list[Record], path: Path) -> None:
+    """A bar per case, from the best to the worst."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    cases = sorted(
+        (r, f"{ours['row']} {ours['pass']} {ours['layout']}")
+        for ours, theirs, _ in pairs(records)
+        if (r := ratio(ours, theirs)) is not None
+    )
+    figure, axes = pyplot.subplots(figsize=(11, 4.5))
+    colours = ["tab:green" if r >= 1 else "tab:red" for r, _ in cases]
+    axes.bar(range(len(cases)), [math.log2(r) for r, _ in cases], color=colours, width=1.0)
+    ticks = range(math.floor(math.log2(cases[0][0])), math.ceil(math.log2(cases[-1][0])) + 1)
+    axes.set_yticks(ticks, [f"{2**t}" if t >= 0 else f"1/{2**-t}" for t in ticks])
+    axes.set_ylabel("torch's time / fastops' time")
+    axes.set_xlabel(f"{len(cases)} cases: row, pass, layout")
+    axes.set_title("NVIDIA H200: each case beside torch in the same layout")
+    axes.axhline(0, color="black", linewidth=0.8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
 
 
 def main() -> None:
-    lines = [json.loads(line) for line in Path(sys.argv[1]).read_text().splitlines()]
-    print("\n".join(table(lines[0], lines[1:])))
+    (DOCS / "performance.md").write_text("\n".join(document()) + "\n")
+    draw(read("h200-layers.jsonl")[1], DOCS / "performance.png")
 
 
 if __name__ == "__main__":

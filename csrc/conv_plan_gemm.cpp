@@ -43,8 +43,10 @@ GemmStep step_of(const ConvParams& p, const GemmTile& tile, bool weight, bool ve
   const double warps = m / static_cast<double>(tile.warp_m) * n / static_cast<double>(tile.warp_n);
   const double shared = 64 * (warps * static_cast<double>(tile.warp_m + tile.warp_n) + m + n) / kFromShared;
   // Single elements, in the weight gradient of both operands: a load, a store and their share of addresses by
-  // a warp, of four that can be issued; they take half as long again.
-  const double single = vectors ? 0 : 1.5 * (m + (weight ? n : 0)) * k / 32 * 4 / 2;
+  // a warp, of four that can be issued. On an H200 they take two to three times as long, and in the weight
+  // gradient four times that where neighbouring pixels are not neighbours in memory.
+  const double slow = weight ? (p.channels_last ? 12 : 3) : 2;
+  const double single = vectors ? 0 : slow * (m + (weight ? n : 0)) * k / 32 * 4 / 2;
   return {std::max(multiply, std::max(shared, single)) / kGemmReach, 64 * (m + n)};
 }
 
@@ -105,9 +107,16 @@ ConvPlan gemm_plan(const ConvParams& p, ConvPass pass, const Device& device) {
       plan.blocks = phases * ceil_div(ceil_div(pixels, phases), tile.m) * ceil_div(outer, tile.n) * p.groups;
       const double per_block =
           static_cast<double>(ceil_div(conv_taps(p) * round_up(inner, e), depth * phases));
+      // The pixels of one stride phase do not fill sectors of contiguous memory: those are read to be
+      // written.
+      const double scattered =
+          phases > 1 && !p.channels_last
+              ? 2.0 * static_cast<double>(p.n * p.c * volume(p.in) * element_bytes(p.dtype))
+              : 0;
       // Weights that are not in the kernels' order are put into it first.
       const bool packs = !forward || inner % e != 0 || (!p.weight_channels_last && conv_taps(p) > 1);
-      finish(plan, p, device, {(per_block + 4) * step.clocks, per_block * step.bytes, 0, packs ? 2 : 1});
+      finish(plan, p, device,
+             {(per_block + 4) * step.clocks, per_block * step.bytes, scattered, packs ? 2 : 1});
       if (best.blocks == 0 || plan.seconds < best.seconds) best = plan;
     }
   }

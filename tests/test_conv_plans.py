@@ -35,8 +35,9 @@ def wanted(row: Conv, name: str, memory_format: torch.memory_format) -> set[Any]
         return {K.direct, K.gemm} if name == "input_grad" else {K.stem}
     if row.c // row.groups < 8 or row.k // row.groups < 8:
         return {K.direct, K.gemm}
-    narrow = row.dtype is torch.bfloat16 and memory_format is layout.CHANNELS_LAST
-    return {K.hopper if narrow and row.groups == 1 else K.gemm}
+    if row.dtype is torch.bfloat16 and row.groups == 1:
+        return {K.hopper} if memory_format is layout.CHANNELS_LAST else {K.hopper, K.gemm}
+    return {K.gemm}
 
 
 @every_layout
@@ -88,10 +89,21 @@ def test_weight_gradients_with_few_tiles_are_split() -> None:
 
 
 def test_small_tiles_where_large_ones_leave_a_gpu_idle() -> None:
-    tiles = [
-        conv_plans.plans(Conv("", n, 64, 64, 3, 56), layout.CONTIGUOUS)["forward"].tile for n in (1, 256)
-    ]
+    rows = [Conv("", n, 64, 64, 3, 56) for n in (1, 256)]
+    tiles = [conv_plans.plans(row, layout.CHANNELS_LAST, GPUS["A100"])["forward"].tile for row in rows]
     assert tiles[0].m < tiles[1].m
+
+
+def test_contiguous_tensors_may_go_through_copies() -> None:
+    """Where a 1 × 1 convolution does little with each element, they cost more than they save."""
+    large, small = Conv("", 64, 256, 256, 3, 56), Conv("", 256, 64, 256, 1, 56)
+    for row, copied in ((large, True), (small, False)):
+        plan = conv_plans.plans(row, layout.CONTIGUOUS)["forward"]
+        assert plan.copies is copied and (plan.kernel == K.hopper) is copied
+        assert not conv_plans.plans(row, layout.CHANNELS_LAST)["forward"].copies
+    x = torch.zeros(64, 256, 56, 56, dtype=torch.bfloat16, device="meta")
+    text = fastops.explain(fastops.Conv2d(256, 256, 3, padding=1).bfloat16(), x, gpu="H200")
+    assert "through copies in channels_last" in text
 
 
 def test_a_family_that_does_not_serve_raises() -> None:

@@ -30,6 +30,7 @@ VECTOR_ACCESSES = {
     "conv_gemm_kernel": "load store",
     "conv_gemm_weight_grad_kernel": "load",  # its parts are written by pairs of neighbours
     "conv_hopper_kernel": "",  # of one architecture: test_sm90
+    "conv_hopper_weight_grad_kernel": "",
     "depthwise_backward_kernel": "load store",
     "depthwise_kernel": "load store",
     "depthwise_weight_grad_kernel": "load",  # its sums are single elements
@@ -38,6 +39,7 @@ VECTOR_ACCESSES = {
     "direct_weight_grad_kernel": "load",
     "fill_kernel": "",
     "finish_channels_kernel": "",
+    "finish_fours_kernel": "",  # loads fp32 by 16 bytes, and writes 8 of 16-bit elements
     "finish_weight_grad_kernel": "",
     "firsts_kernel": "",
     "gather_kernel": "store",  # each element of x has a place of its own
@@ -54,6 +56,7 @@ VECTOR_ACCESSES = {
     "scatter_add_rows_kernel": "store",
     "stem_conv_kernel": "",  # whether memory has 16 bytes is found at run time
     "stem_weight_grad_kernel": "load",
+    "transpose_image_kernel": "",  # whether memory has 16 bytes is found at run time
     "transpose_kernel": "",
     "unpool_adjoint_chunks_kernel": "",
     "unpool_adjoint_kernel": "",
@@ -68,8 +71,8 @@ TENSOR_CORES = {
     "conv_gemm_weight_grad_kernel": "mma",  # of tensors whose channels are not whole vectors, elements
 }
 # What kernels for sm_90a alone have there, where the block's warps share the registers out between them.
-SM90 = {"conv_hopper_kernel": "wgmma tma store"}
-# 65,536 registers serve at least two blocks of 256 threads on a multiprocessor, and one of 384.
+SM90 = {"conv_hopper_kernel": "wgmma tma store", "conv_hopper_weight_grad_kernel": "wgmma tma"}
+# 65,536 registers serve at least two blocks of 256 threads on a multiprocessor, and one of 288.
 MOST_REGISTERS, MOST_REGISTERS_SM90 = 128, 168
 
 pytestmark = pytest.mark.skipif(

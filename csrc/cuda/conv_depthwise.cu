@@ -6,14 +6,13 @@
 // taps costs 8 + s − 1 loads for 32 · s multiplications. Rows of a kernel read the source again, from the L1
 // cache. Stride phases of the input gradient are problems of their own, in one launch; no zero is multiplied.
 //
-// On 31 × 31: 961 taps are 1,922 operations for an output. The FP32 cores do 256 per clock and
-// multiprocessor, and this kernel perhaps 70 % of them: 10.7 clocks. On tensor cores a row of taps is the
-// product with a banded (Toeplitz) matrix: 16 neighbouring outputs from 46 inputs, 48 with padding, so 2 · 48
-// · 31 = 2,976 operations an output, 1.2 clocks at the 2,540 of mma.sync. Each channel has a matrix of its
-// own, whose fragments are 3 · 512 bytes for a row of taps: kept for four products of 8 rows of outputs they
-// are 93 bytes of shared memory an output, and the inputs, 48 · 8 elements of 2 bytes for 16 · 8 outputs and
-// each row of taps, 186. In all 280 bytes, 2.2 clocks at 128 a clock. It would pay, some 4 to 5 times; it is
-// not here yet.
+// On 31 × 31: 961 taps are 1,922 operations for an output, at 256 per clock and multiprocessor 7.5 clocks; an
+// H200 takes 29 in channels_last. On tensor cores a row of taps is the product with a banded (Toeplitz)
+// matrix: 16 neighbouring outputs from 46 inputs, 48 with padding, so 2 · 48 · 31 = 2,976 operations an
+// output, 1.2 clocks at the 2,540 of mma.sync. Each channel has a matrix of its own, whose fragments are 3 ·
+// 512 bytes for a row of taps: kept for four products of 8 rows of outputs they are 93 bytes of shared memory
+// an output, and the inputs, 48 · 8 elements of 2 bytes for 16 · 8 outputs and each row of taps, 186. In all
+// 280 bytes, 2.2 clocks at 128 a clock. It would pay, ten times; it is not here yet.
 #include "conv_depthwise.h"
 
 namespace fastops {
@@ -56,8 +55,13 @@ __device__ __forceinline__ void add_some_taps(int taps, A (&sums)[run][width], c
 template <typename A>
 constexpr int kSegments = 64 / sizeof(A);
 
+// A fifth block of a multiprocessor, with fewer registers for each, makes 5 × 5 of stride 2 a tenth faster on
+// an H200, and 3 × 3 of stride 1 slower.
+template <typename T, int most, int step, bool planes>
+constexpr int kDepthwiseBlocks = sizeof(T) == 2 && !planes && most == 7 && step == 2 ? 5 : 4;
+
 template <typename T, int width, int most, int step, bool planes>
-__global__ void __launch_bounds__(kDepthwiseThreads, 4)
+__global__ void __launch_bounds__(kDepthwiseThreads, (kDepthwiseBlocks<T, most, step, planes>))
     depthwise_kernel(DepthwiseArgs a, const T* source, const T* w, const T* bias, T* result) {
   using A = Acc<T>;
   constexpr int run = kRun<T, step>;

@@ -23,7 +23,8 @@ inline void check(cudaError_t error, const char* kernel) {
   throw std::runtime_error(std::string("fastops: CUDA kernel ") + kernel + ": " + cudaGetErrorString(error));
 }
 
-// Of the shared memory that a kernel may have without asking, 48 KiB with its static arrays: what those leave.
+// Of the shared memory that a kernel may have without asking, 48 KiB with its static arrays: what those
+// leave.
 constexpr size_t kSharedUnasked = size_t{32} << 10;
 
 // Starts kernel(args...) on the stream; the arguments are converted to the kernel's own parameter types.

@@ -19,8 +19,8 @@ constexpr int kSquarePitch = kSquare + 2;
 // `wide_from`, of a column where `wide_to`.
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
-    transpose_kernel(const T* from, T* to, int64_t rows, int64_t columns, unsigned row_tiles,
-                     unsigned column_tiles, bool wide_from, bool wide_to) {
+    transpose_image_kernel(const T* from, T* to, int64_t rows, int64_t columns, unsigned row_tiles,
+                           unsigned column_tiles, bool wide_from, bool wide_to) {
   static_assert(sizeof(T) == 2);
   struct alignas(16) Square {
     T v[kSquare][kSquarePitch];
@@ -73,10 +73,10 @@ inline void transpose(int64_t count, int64_t rows, int64_t columns, const void* 
   const auto* const from = static_cast<const uint16_t*>(source);
   auto* const to = static_cast<uint16_t*>(result);
   const int64_t row_tiles = ceil_div(rows, kSquare), column_tiles = ceil_div(columns, kSquare);
-  launch("transpose", transpose_kernel<uint16_t>, static_cast<unsigned>(count * row_tiles * column_tiles),
-         kThreads, 0, stream, from, to, rows, columns, static_cast<unsigned>(row_tiles),
-         static_cast<unsigned>(column_tiles), columns % 8 == 0 && address(from) % 16 == 0,
-         rows % 8 == 0 && address(to) % 16 == 0);
+  launch("transpose_image", transpose_image_kernel<uint16_t>,
+         static_cast<unsigned>(count * row_tiles * column_tiles), kThreads, 0, stream, from, to, rows,
+         columns, static_cast<unsigned>(row_tiles), static_cast<unsigned>(column_tiles),
+         columns % 8 == 0 && address(from) % 16 == 0, rows % 8 == 0 && address(to) % 16 == 0);
 }
 
 }  // namespace

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 Shape = tuple[int, ...]
+TORCH_VERSION = tuple(map(int, torch.__version__.split(".")[:2]))  # what older ones do not take is no case
 
 
 @dataclass(frozen=True)

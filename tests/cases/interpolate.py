@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from tests.cases import Case
+from tests.cases import TORCH_VERSION, Case
 
 # Torch has no antialiasing for 16-bit floats; tests/test_interpolate.py compares those with fp64.
 ANTIALIAS_DTYPES = (torch.float64, torch.float32)
@@ -66,7 +66,7 @@ ANTIALIAS: list[tuple[Any, ...]] = [
     (((1, 3, 4, 203),), dict(size=(29, 5)), "up along H, far down along W"),
 ]
 # Before torch 2.12 there is nothing to compare with.
-TORCH_HAS_LANCZOS = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 12)
+TORCH_HAS_LANCZOS = TORCH_VERSION >= (2, 12)
 AREA: list[tuple[Any, ...]] = [
     (((2, 3, 8, 8),), dict(scale_factor=0.5), "windows that divide"),
     (((1, 5, 7, 9),), dict(size=(3, 4)), "windows that overlap"),

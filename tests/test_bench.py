@@ -1,0 +1,62 @@
+"""The benchmark: its rows, what it records of a measurement, and its document."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from bench import layers, measure, report
+from bench.rows import CONVS, ROWS, Conv
+
+
+def test_rows_have_names_of_their_own() -> None:
+    names = [str(row) + str(row.dtypes[0]) for row in ROWS]
+    assert len({*names}) == len(ROWS) == len(names)
+    assert all(row.traffic[p] > 0 for row in ROWS for p in row.passes)
+
+
+@pytest.mark.parametrize("conv", CONVS, ids=str)
+def test_operations_of_a_convolution(conv: Conv) -> None:
+    """Counted once more, from what torch says of the result."""
+    row = conv.row()
+    tensors = [torch.empty(s, device="meta") for s in (row.shape, *row.operands.values())]
+    y = row.call(torch.nn.functional, tensors)
+    assert row.flops["forward"] == 2 * y.numel() * tensors[1][0].numel()
+    elements = tensors[0].numel() + tensors[1].numel() + y.numel()
+    assert row.bytes("forward", 2) == 2 * elements
+
+
+@pytest.mark.parametrize(
+    ("row", "name"),
+    [
+        (Conv("", 1, 8, 8, 3, 8).row(), "weight_grad"),
+        (Conv("", 1, 3, 8, 3, 9, stride=2, bias=True).row(), "forward"),
+    ],
+    ids=["gradient", "with bias"],
+)
+def test_a_measurement(row: object, name: str) -> None:
+    found = list(layers.measured(row, name, torch.bfloat16, "NHWC", "cpu", rounds=2, round_seconds=1e-4))  # type: ignore[arg-type]
+    assert [r["by"] for r in found] == ["fastops", "torch"]
+    for record in found:
+        assert "error" not in record and 0 < record["low"] <= record["seconds"] <= record["high"]
+    assert found[0]["difference"] < 0.02
+
+
+def test_a_row_that_fails_is_a_row() -> None:
+    row = Conv("", 1, 8, 8, 3, 8, groups=3).row()
+    found = list(layers.measured(row, "forward", torch.bfloat16, "NCHW", "cpu", rounds=1, round_seconds=1e-4))
+    assert all("error" in r and "seconds" not in r for r in found)
+    first = {"device": "", "torch": "", "commit": "", "ceilings": {"copy": 1.0, "bf16": 1.0}}
+    assert "Error" in "\n".join(report.table(first, found))
+
+
+def test_medians() -> None:
+    assert measure.summary([3.0, 1.0, 2.0], "x") == (2.0, 1.0, 3.0, "x")
+    assert math.isclose(report.mean([2.0, 8.0]), 4.0)
+
+
+def test_the_document_is_up_to_date() -> None:
+    text = "\n".join(report.document()) + "\n"
+    assert (report.DOCS / "performance.md").read_text() == text, "run: python -m bench.report"

@@ -111,8 +111,8 @@ torch's CPU kernels, as the tests do, says that it is torch 2.11's (max_unpool2d
 
 Since then, by what these figures showed and without another measurement, the plan gives other kernels to the
 weight gradients of two contiguous rows (64→256 1×1 and N1 64→64 3×3: hopper through copies, not gemm) and of
-128→3 (direct, not gemm), and 5 × 5 depthwise convolutions of stride 2 in 16 bits run with more blocks
-([tuning-log.md](tuning-log.md)).
+128→3 (direct, not gemm), and 5 × 5 depthwise convolutions of stride 2 in 16 bits run with more blocks;
+31×31 has got kernels on tensor cores ([tuning-log.md](tuning-log.md)).
 
 ![The ratio of every case](performance.png)
 """

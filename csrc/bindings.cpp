@@ -134,7 +134,8 @@ void bind_params(py::module_& m) {
       .value("depthwise", ConvKernel::kDepthwise)
       .value("stem", ConvKernel::kStem)
       .value("gemm", ConvKernel::kGemm)
-      .value("hopper", ConvKernel::kHopper);
+      .value("hopper", ConvKernel::kHopper)
+      .value("toeplitz", ConvKernel::kToeplitz);
   py::enum_<ConvPass>(m, "ConvPass")
       .value("forward", ConvPass::kForward)
       .value("input_grad", ConvPass::kInputGrad)

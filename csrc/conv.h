@@ -11,7 +11,7 @@
 namespace fastops {
 
 // Which family of kernels serves a convolution on a GPU; kAuto: whichever conv_plan.h chooses.
-enum class ConvKernel : int32_t { kAuto, kDirect, kDepthwise, kStem, kGemm, kHopper };
+enum class ConvKernel : int32_t { kAuto, kDirect, kDepthwise, kStem, kGemm, kHopper, kToeplitz };
 
 // x: (n, c, in), w: (k, c / groups, kernel), y: (n, k, out). x and y are dense in the same layout,
 // contiguous or channels_last; w is dense in either.

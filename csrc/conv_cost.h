@@ -12,6 +12,8 @@ namespace fastops {
 
 constexpr double kDirectReach = 0.13, kDepthwiseReach = 0.32, kStemReach = 0.28, kGemmReach = 0.5,
                  kHopperReach = 0.8;
+// Not measured yet.
+constexpr double kToeplitzReach = 0.5;
 // Bytes per multiprocessor and clock from the L2 cache, and from shared memory.
 constexpr double kFromL2 = 40, kFromShared = 128;
 
@@ -55,6 +57,8 @@ bool gemm_serves(const ConvParams& p, ConvPass pass);
 ConvPlan gemm_plan(const ConvParams& p, ConvPass pass, const Device& device);
 bool hopper_serves(const ConvParams& p, ConvPass pass);
 ConvPlan hopper_plan(const ConvParams& p, ConvPass pass, const Device& device);
+bool toeplitz_serves(const ConvParams& p, ConvPass pass, const Device& device);
+ConvPlan toeplitz_plan(const ConvParams& p, ConvPass pass, const Device& device);
 ConvPlan direct_plan(const ConvParams& p, ConvPass pass, const Device& device);
 
 }  // namespace fastops

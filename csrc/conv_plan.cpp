@@ -79,6 +79,8 @@ ConvPlan plan_of(ConvKernel kernel, const ConvParams& p, ConvPass pass, const De
       return gemm_plan(p, pass, device);
     case ConvKernel::kHopper:
       return hopper_plan(p, pass, device);
+    case ConvKernel::kToeplitz:
+      return toeplitz_plan(p, pass, device);
     default:
       return direct_plan(p, pass, device);
   }
@@ -98,6 +100,8 @@ bool conv_kernel_serves(ConvKernel kernel, const ConvParams& p, ConvPass pass, c
       return device.capability >= 80 && gemm_serves(p, pass);
     case ConvKernel::kHopper:
       return device.capability == 90 && hopper_serves(p, pass);
+    case ConvKernel::kToeplitz:
+      return device.capability >= 80 && toeplitz_serves(p, pass, device);
     default:
       return false;
   }
@@ -112,8 +116,8 @@ ConvPlan conv_plan(const ConvParams& p, ConvPass pass, const Device& device) {
     return plan;
   }
   ConvPlan best = direct_plan(p, pass, device);
-  for (const ConvKernel kernel :
-       {ConvKernel::kDepthwise, ConvKernel::kStem, ConvKernel::kGemm, ConvKernel::kHopper}) {
+  for (const ConvKernel kernel : {ConvKernel::kDepthwise, ConvKernel::kToeplitz, ConvKernel::kStem,
+                                  ConvKernel::kGemm, ConvKernel::kHopper}) {
     if (!conv_kernel_serves(kernel, p, pass, device)) continue;
     if (kernel == ConvKernel::kHopper && !device.hopper_kernels) continue;
     const ConvPlan plan = plan_of(kernel, p, pass, device);

@@ -49,6 +49,7 @@ class ConvKernel:
     stem: ClassVar[ConvKernel]
     gemm: ClassVar[ConvKernel]
     hopper: ClassVar[ConvKernel]
+    toeplitz: ClassVar[ConvKernel]
     __members__: ClassVar[dict[str, ConvKernel]]
     name: str
     value: int

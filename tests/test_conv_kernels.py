@@ -155,6 +155,15 @@ HOPPER = [  # beside DENSE, of which it serves what has whole 8 channels
     Conv(1, 64, 512, (4, 4), (3, 3), "hopper large w", padding=(1, 1), splits=2),
 ]  # fmt: skip
 
+TOEPLITZ = [
+    Conv(1, 8, 8, (12, 13), (9, 9), "toeplitz 9x9", padding=(4, 4), groups=8),
+    Conv(2, 16, 16, (9, 10), (3, 17), "toeplitz of the longest of the shorter", padding=(1, 8), groups=16),
+    Conv(1, 8, 8, (34, 40), (3, 11), "toeplitz in four squares", padding=(1, 5), groups=8),
+    Conv(1, 8, 8, (20, 21), (31, 31), "toeplitz 31x31", padding=(15, 15), groups=8),
+    Conv(1, 11, 11, (8, 40), (1, 33), "toeplitz of the longest, channels left over", groups=11),
+    Conv(1, 8, 8, (5, 6), (4, 11), "toeplitz padding beyond the kernel", padding=(5, 12), groups=8),
+]  # fmt: skip
+
 EDGES = Conv(1, 3, 8, (12, 22), (3, 3), "last row and column in no window", stride=(2, 2))
 
 # Which cases each family of kernels is tried on.
@@ -164,13 +173,21 @@ FAMILIES: dict[Any, list[Conv]] = {
     K.stem: [*STEMS, *STEM_TILES],
     K.gemm: [*DENSE, *GROUPED, *STEMS],
     K.hopper: [*HOPPER, *DENSE],
+    K.toeplitz: TOEPLITZ,
 }
 # Element types, with whether fp32 is multiplied in TF32; those of each family.
 NARROW = {"float16": (torch.float16, False), "bfloat16": (torch.bfloat16, False)}
 STRICT = {"float32": (torch.float32, False), **NARROW}
 EXACT = {"float64": (torch.float64, False), **STRICT}
 TENSOR = {"tf32": (torch.float32, True), **STRICT}
-DTYPES = {K.direct: EXACT, K.depthwise: EXACT, K.stem: TENSOR, K.gemm: TENSOR, K.hopper: NARROW}
+DTYPES = {
+    K.direct: EXACT,
+    K.depthwise: EXACT,
+    K.stem: TENSOR,
+    K.gemm: TENSOR,
+    K.hopper: NARROW,
+    K.toeplitz: NARROW,
+}
 LAYOUTS = {"nchw": False, "nhwc": True}
 PASSES = {"y": _C.ConvPass.forward, "dx": _C.ConvPass.input_grad, "dw": _C.ConvPass.weight_grad}
 GPU = _C.cuda.device() if torch.cuda.is_available() else _C.Device()
@@ -397,6 +414,27 @@ def test_infinite_bias_grad(
     call.dy[0, 1, 0, 0] = float("inf")
     db = results(call, kernel, backend, ("dw",))["db"]
     assert db[1].isposinf() and db[0].isfinite() and db[2:].isfinite().all()
+
+
+@backends
+@pytest.mark.parametrize("bad", [float("inf"), float("nan")])
+@every_layout
+def test_toeplitz_keeps_what_is_not_finite_where_it_is(channels_last: bool, bad: float, backend: str) -> None:
+    """The band's zeros do not meet it: results whose windows do not have it are as without it."""
+    case = Conv(1, 8, 8, (24, 30), (9, 9), "", padding=(4, 4), groups=8)
+    call = make(case, torch.bfloat16, False, channels_last, K.toeplitz, device_of(backend))
+    call.w.abs_().add_(0.1)
+    before = results(call, K.toeplitz, backend, ("y", "dx"))
+    call.x[0, 3, 10, 12] = call.dy[0, 3, 10, 12] = bad
+    after = results(call, K.toeplitz, backend, ("y", "dx"))
+    inside = torch.zeros(24, 30, dtype=torch.bool, device=call.x.device)
+    inside[6:15, 8:17] = True
+    for name in ("y", "dx"):
+        assert not after[name][0, 3][inside].isfinite().any()
+        assert after[name][0, 3][~inside].isfinite().all()
+        others = [c for c in range(8) if c != 3]
+        assert torch.equal(after[name][0, others].isfinite(), torch.ones_like(before[name][0, others]).bool())
+        torch.testing.assert_close(after[name][0, others], before[name][0, others], rtol=0.02, atol=0.05)
 
 
 @backends

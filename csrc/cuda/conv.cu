@@ -136,6 +136,8 @@ void conv(const ConvParams& p, const void* x, const void* w, const void* bias, v
       return gemm_conv(p, chosen, x, w, bias, y, workspace, stream);
     case ConvKernel::kHopper:
       return hopper_conv(p, chosen, x, w, bias, y, workspace, stream);
+    case ConvKernel::kToeplitz:
+      return toeplitz_conv(p, chosen, x, w, bias, y, stream);
     default:
       no_kernel();
   }
@@ -153,6 +155,8 @@ void conv_input_grad(const ConvParams& p, const void* dy, const void* w, const v
       return gemm_input_grad(p, chosen, dy, w, bias, dx, workspace, stream);
     case ConvKernel::kHopper:
       return hopper_input_grad(p, chosen, dy, w, bias, dx, workspace, stream);
+    case ConvKernel::kToeplitz:
+      return toeplitz_input_grad(p, chosen, dy, w, bias, dx, stream);
     default:
       no_kernel();
   }

@@ -52,6 +52,12 @@ int64_t depthwise_backward_splits(const ConvParams& p, const Device& device);
 void depthwise_backward(const ConvParams& p, const ConvPlan& plan, const void* dy, const void* x,
                         const void* w, void* dx, void* partials, bool with_bias, void* stream);
 
+// conv_toeplitz.cu: the same with large kernels, on tensor cores.
+void toeplitz_conv(const ConvParams& p, const ConvPlan& plan, const void* x, const void* w, const void* bias,
+                   void* y, void* stream);
+void toeplitz_input_grad(const ConvParams& p, const ConvPlan& plan, const void* dy, const void* w,
+                         const void* bias, void* dx, void* stream);
+
 // conv_stem.cu: few input channels.
 void stem_conv(const ConvParams& p, const ConvPlan& plan, const void* x, const void* w, const void* bias,
                void* y, void* stream);

@@ -1,5 +1,6 @@
 # make demo   the main job: trains one network with torch's layers and with fastops', and compares
 # make test   the test suite (ARGS="-k pool" and the like are handed to pytest)
+# make bench  fastops beside torch, row by row (ARGS="--rows max" and the like; python -m bench --help)
 # make gpu    the tests that need a GPU, and compute-sanitizer over some of them
 # make lint   style of Python and C++
 # make clean  removes what these made
@@ -16,13 +17,16 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -q
 BUILD_REQUIRES := $(shell sed -n '/^requires = /s/[^"]*\("[^"]*"\)[^"]*/\1 /gp' pyproject.toml)
 CPP := $(shell find csrc tests -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: demo test gpu lint build clean
+.PHONY: demo test bench gpu lint build clean
 
 demo: build
 	$(BIN)/python examples/demo.py $(ARGS)
 
 test: build
 	$(BIN)/python -m pytest $(ARGS)
+
+bench: build
+	$(BIN)/python -m bench $(ARGS)
 
 gpu: build
 	PYTHON=$(BIN)/python tests/gpu.sh $(ARGS)

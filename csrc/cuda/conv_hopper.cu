@@ -7,9 +7,9 @@
 // A step is 64 channels of one tap: of 128 pixels and of 64, 128 or 256 result channels, 24, 32 or 48 KiB
 // from the L2 cache for 2 · 128 · channels · 64 operations: 256, 512 or 1,024 clocks of the tensor cores. At
 // the 40 bytes a clock that the L2 cache gives, loading takes 614, 819 or 1,229: wide tiles where there are
-// channels enough. A block of the narrow ones leaves room for two others on its multiprocessor (registers: 72
-// a thread; shared memory: 72 KiB), of the next one for one (112; 96 KiB): while one begins or ends, another
-// multiplies.
+// channels enough. Blocks stay, and take tile after tile: the next one's stages fill while the last one is
+// written. Of the narrow ones three share a multiprocessor (registers: 72 a thread; shared memory: 72 KiB),
+// of the next two (112; 96 KiB): while one writes, another multiplies.
 #include "conv_hopper.h"
 
 #include <algorithm>

@@ -100,12 +100,13 @@ void finish_weight_grad(const ConvParams& p, int64_t splits, const void* partial
   dispatch_floating(p.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     const int64_t weights = p.k * taps * channels, elements = weights + p.k;
+    const int sharers = splits >= 8 && elements < int64_t{1} << 18 ? 8 : 1;
+    // In the same order of adding, so that dw has the same bits with and without db.
     const bool in_order = p.weight_channels_last || taps == 1;
     if constexpr (sizeof(T) <= 4)
-      if (!db && in_order && weights >= int64_t{1} << 18 && weights % 4 == 0 && address(dw) % 16 == 0)
+      if (!db && in_order && sharers == 1 && weights % 4 == 0 && address(dw) % 16 == 0)
         return launch("finish_weight_grad", finish_fours_kernel<T>, blocks_for(weights / 4), kThreads, 0,
                       stream, static_cast<const float*>(partials), static_cast<T*>(dw), splits, weights);
-    const int sharers = splits >= 8 && elements < int64_t{1} << 20 ? 8 : 1;
     launch("finish_weight_grad", finish_weight_grad_kernel<T>, blocks_for(elements * sharers), kThreads, 0,
            stream, static_cast<const Acc<T>*>(partials), static_cast<T*>(dw), static_cast<T*>(db), splits,
            p.k, taps, channels, p.weight_channels_last, sharers);

@@ -98,7 +98,8 @@ def measured(
     row: Row, name: str, dtype: torch.dtype, layout: str, device: str, *, rounds: int, round_seconds: float
 ) -> Iterator[dict[str, Any]]:
     """One record per contender."""
-    torch.backends.cudnn.allow_tf32 = row.tf32
+    if device == "cuda":
+        torch.backends.cudnn.allow_tf32 = row.tf32
     itemsize = dtype.itemsize
     least = row.bytes(name, itemsize)
     sets_wanted = math.ceil(3 * machine.l2_bytes() / least) if device == "cuda" else math.ceil(1e8 / least)

@@ -496,10 +496,11 @@ def test_stem_is_chosen(dtype: torch.dtype, tf32: bool, channels_last: bool) -> 
         shapes = (64, 3, 224, 224), (64, 3, kernel, kernel), (64, 64, 224 // stride, 224 // stride)
         params = conv_params.__wrapped__(spec, *shapes, dtype, memory_format, memory_format)
         params.tf32 = tf32
-        assert _C.conv_plan(params, _C.ConvPass.forward, GPU).kernel == K.stem
-        # Where three products stand for one, the sums of all columns are more than registers hold.
-        strict = dtype is torch.float32 and not tf32
-        assert strict or _C.conv_plan(params, _C.ConvPass.weight_grad, GPU).kernel == K.stem
+        # Where three products stand for one, the model finds the GEMM as good.
+        if dtype is torch.float32 and not tf32:
+            continue
+        for pass_ in (_C.ConvPass.forward, _C.ConvPass.weight_grad):
+            assert _C.conv_plan(params, pass_, GPU).kernel == K.stem
         assert _C.conv_plan(params, _C.ConvPass.input_grad, GPU).kernel != K.stem
 
 

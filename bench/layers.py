@@ -80,7 +80,7 @@ def _work(row: Row, name: str, functions: Any, sets: list[list[Tensor]]) -> Work
 
 
 def _difference(ours: Any, theirs: Any) -> float:
-    """‖ours − theirs‖ / ‖theirs‖, the largest of the results'."""
+    """‖ours − theirs‖ / ‖theirs‖, the largest of the results'; infinite if there is a NaN."""
     pairs = [(ours, theirs)] if isinstance(ours, Tensor) else list(zip(ours, theirs, strict=True))
     # In parts: the fp32 copies of a large result would not fit beside it.
     worst = 0.0
@@ -90,7 +90,8 @@ def _difference(ours: Any, theirs: Any) -> float:
             u, v = u.detach().float(), v.detach().float()
             norms[0] += float((u - v).square().sum(dtype=torch.float64))
             norms[1] += float(v.square().sum(dtype=torch.float64))
-        worst = max(worst, math.sqrt(norms[0] / norms[1]) if norms[1] else math.sqrt(norms[0]))
+        error = math.sqrt(norms[0] / norms[1]) if norms[1] else math.sqrt(norms[0])
+        worst = max(worst, math.inf if math.isnan(error) else error)
     return worst
 
 

@@ -123,26 +123,23 @@ def document() -> Iterator[str]:
     from bench import host, models
 
     first, layers = read("h200-layers.jsonl")
-    yield INTRODUCTION
-    yield "## Models"
-    yield ""
-    yield "Training step (forward, backward) and inference in bf16, by `fastops.convert` and nothing else."
-    yield ""
-    yield from models.table(read("h200-models.jsonl")[1])
-    yield ""
-    yield "## Layers, in short"
-    yield ""
-    yield from summary(layers)
-    yield ""
-    yield "## The host's cost"
-    yield ""
-    yield "Microseconds until a call returns, on an image of a few elements."
-    yield ""
-    yield from host.table(read("h200-host.jsonl")[1])
-    yield ""
-    yield "## Layers"
-    yield ""
-    yield from table(first, layers)
+    sections = {
+        "Models": [
+            "Training step (forward, backward) and inference in bf16, by `fastops.convert` and nothing else.",
+            "",
+            *models.table(read("h200-models.jsonl")[1]),
+        ],
+        "Layers, in short": summary(layers),
+        "The host's cost": [
+            "Microseconds until a call returns, on an image of a few elements.",
+            "",
+            *host.table(read("h200-host.jsonl")[1]),
+        ],
+        "Layers": table(first, layers),
+    }
+    yield INTRODUCTION.rstrip()
+    for title, lines in sections.items():
+        yield from ("", f"## {title}", "", *lines)
 
 
 def draw(records: list[Record], path: Path) -> None:

@@ -52,6 +52,14 @@ def test_a_row_that_fails_is_a_row() -> None:
     assert "Error" in "\n".join(report.table(first, found))
 
 
+def test_differences() -> None:
+    """The largest of the results', relative; a NaN is not none."""
+    one = torch.ones(20, 3)
+    assert layers._difference(one * 1.5, one) == pytest.approx(0.5)
+    assert layers._difference([one, one * 1.25], [one, one]) == pytest.approx(0.25)
+    assert layers._difference([one, one * math.nan], [one, one]) == math.inf
+
+
 def test_medians() -> None:
     assert measure.summary([3.0, 1.0, 2.0], "x") == (2.0, 1.0, 3.0, "x")
     assert math.isclose(report.mean([2.0, 8.0]), 4.0)

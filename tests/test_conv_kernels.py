@@ -151,6 +151,7 @@ HOPPER = [  # beside DENSE, of which it serves what has whole 8 channels
     Conv(2, 40, 24, (9, 11), (2, 3), "hopper phases of 256", stride=(2, 1), tile=(128, 256)),
     Conv(3, 16, 24, (9, 9), (3, 3), "hopper parts", padding=(1, 1), splits=3),
     Conv(17, 8, 8, (12, 12), (1, 1), "hopper more tiles than places"),
+    Conv(33, 8, 8, (12, 12), (1, 1), "hopper more tiles of a block than stages", tile=(128, 128)),
     Conv(7, 8, 16, (12, 12), (1, 2), "hopper more tiles of 256 than places", stride=(1, 2), tile=(128, 256)),
     Conv(1, 64, 512, (4, 4), (3, 3), "hopper large w", padding=(1, 1), splits=2),
 ]  # fmt: skip

@@ -68,7 +68,9 @@ def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
 
 def test_sdist_is_complete(sdist: Path) -> None:
     tracked = run("git", "ls-files", cwd=ROOT).stdout.split() if (ROOT / ".git").exists() else []
-    wanted = [f for f in tracked if f.split("/")[0] in ("csrc", "fastops", "tests", "examples", "docs")]
+    wanted = [
+        f for f in tracked if f.split("/")[0] in ("csrc", "fastops", "tests", "examples", "docs", "bench")
+    ]
     wanted += ["setup.py", "pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "Makefile"]
     assert [f for f in wanted if not (sdist / f).exists()] == []
 

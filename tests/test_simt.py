@@ -39,6 +39,7 @@ def collectives(i: int) -> float:
 RIGHT = {
     "missing_barrier": REVERSED,
     "early_return": REVERSED,
+    "unasked": REVERSED,
     "halo": SMOOTHED,
     "short_tile": SMOOTHED,
     "diverged_shuffle": [sum(X[i : i + 32]) if i % 32 == 0 else X[i] for i in range(N)],
@@ -59,6 +60,7 @@ FOUND = [
     *[("missing_barrier", "plain", order, "lazy", WRONG) for order in ORDERS],
     ("missing_barrier", "race", "forward", "lazy", r"shared memory that nothing has written, planted.cu:\d+"),
     *[("early_return", "plain", order, "lazy", r"__syncthreads, planted.cu:\d+") for order in ORDERS],
+    ("unasked", "plain", "random", "lazy", r"more than 48 KiB of shared memory, planted.cu:\d+"),
     ("halo", "asan", "random", "lazy", r"heap-buffer-overflow.* in halo_kernel"),
     ("short_tile", "asan", "random", "lazy", r"use-after-poison.* in halo_in_tile<65>"),
     ("short_tile", "plain", "random", "lazy", r"a write outside of a shared array of 260 bytes"),

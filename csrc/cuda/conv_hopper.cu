@@ -105,35 +105,6 @@ __device__ void feed(Ring<T, channels>& ring, Stage<kStages<channels>>& stage, c
     }
 }
 
-// d = the sum over all steps of a tile, of 64 pixels from the `rows`-th on.
-template <bool input_grad, typename T, int channels>
-__device__ __forceinline__ void multiply(Ring<T, channels>& ring, Stage<kStages<channels>>& stage,
-                                         float (&d)[channels / 2], int steps, int rows) {
-#pragma unroll
-  for (int i = 0; i < channels / 2; ++i) d[i] = 0.0f;
-  constexpr int next_w = input_grad ? 128 : 2;
-  const uint64_t x0 = matrix_descriptor(ring.x[0][rows]);
-  const uint64_t w0 = input_grad ? matrix_descriptor_across(ring.w[0], kDepth * kDepth * sizeof(T))
-                                 : matrix_descriptor(ring.w[0]);
-  int before = 0;  // the stage that is released next
-  for (int step = 0; step < steps; ++step) {
-    barrier_wait(&ring.full[stage.at], stage.parity);
-    const uint64_t x = x0 + static_cast<unsigned>(stage.at) * (sizeof(ring.x[0]) / 16);
-    const uint64_t w = w0 + static_cast<unsigned>(stage.at) * (sizeof(ring.w[0]) / 16);
-    wgmma_fence(d);
-#pragma unroll
-    for (int i = 0; i < kDepth / 16; ++i) wgmma<T, false, input_grad>(d, x + 2 * i, w + next_w * i);
-    wgmma_commit();
-    // The products of the step before have read their stage.
-    wgmma_wait<1>(d);
-    if (step > 0) barrier_arrive(&ring.empty[before]);
-    before = stage.at;
-    stage.advance();
-  }
-  wgmma_wait<0>(d);
-  if (steps > 0) barrier_arrive(&ring.empty[before]);
-}
-
 template <typename T>
 __device__ __forceinline__ uint32_t pair_of(float low, float high) {
   const T two[] = {from_acc<T>(low), from_acc<T>(high)};
@@ -219,12 +190,16 @@ __global__ void __launch_bounds__(kHopperThreads<2>) __maxnreg__(kRegisters<chan
         feed<input_grad>(ring, stage, &maps.source[tile.phase], &maps.w, a, phase, tile);
     }
   } else {
+    const uint64_t x = matrix_descriptor(ring.x[0][group * 64]);
+    const uint64_t w = input_grad ? matrix_descriptor_across(ring.w[0], kDepth * kDepth * sizeof(T))
+                                  : matrix_descriptor(ring.w[0]);
     for (int number = static_cast<int>(blockIdx.x); number < a.tiles; number += static_cast<int>(gridDim.x)) {
       const Tile tile(number, a, channels);
       const Phase& phase = a.phases[tile.phase];
       if (tile.first >= phase.pixels) continue;
       float d[channels / 2];
-      multiply<input_grad>(ring, stage, d, phase.h.taps * phase.w.taps * a.chunks, group * 64);
+      multiply<T, false, input_grad>(ring.full, ring.empty, stage, d, phase.h.taps * phase.w.taps * a.chunks,
+                                     x, sizeof(ring.x[0]), w, sizeof(ring.w[0]));
       write_out<T, channels>(d, bias, y, a, phase, tile.first + group * 64, tile.column);
     }
   }

@@ -77,6 +77,36 @@ __device__ void make_ring(Ring& ring) {
   __syncthreads();
 }
 
+// d = the sum over `steps` steps, of one warpgroup: by each of kDepth terms, of the tiles at a and b in the
+// first stage, which are so many bytes further on in each next one. Products read an operand along its rows,
+// where 16 more terms are 2 units further, or across, where they are 128.
+template <typename T, bool a_across, bool b_across, int stages, int count>
+__device__ __forceinline__ void multiply(uint64_t (&full)[stages], uint64_t (&empty)[stages],
+                                         Stage<stages>& stage, float (&d)[count], int steps, uint64_t a,
+                                         unsigned a_bytes, uint64_t b, unsigned b_bytes) {
+#pragma unroll
+  for (int i = 0; i < count; ++i) d[i] = 0.0f;
+  constexpr int next_a = a_across ? 128 : 2, next_b = b_across ? 128 : 2;
+  int before = 0;  // the stage that is released next
+  for (int step = 0; step < steps; ++step) {
+    barrier_wait(&full[stage.at], stage.parity);
+    const uint64_t a_here = a + static_cast<unsigned>(stage.at) * (a_bytes / 16);
+    const uint64_t b_here = b + static_cast<unsigned>(stage.at) * (b_bytes / 16);
+    wgmma_fence(d);
+#pragma unroll
+    for (int i = 0; i < kDepth / 16; ++i)
+      wgmma<T, a_across, b_across>(d, a_here + next_a * i, b_here + next_b * i);
+    wgmma_commit();
+    // The products of the step before have read their stage.
+    wgmma_wait<1>(d);
+    if (step > 0) barrier_arrive(&empty[before]);
+    before = stage.at;
+    stage.advance();
+  }
+  wgmma_wait<0>(d);
+  if (steps > 0) barrier_arrive(&empty[before]);
+}
+
 // geometry.h's TapAxis, its taps in the order in which they lie in the source: TMA's offsets only go forward.
 struct HopperAxis {
   int source, grid, out0, out_step, step, taps, tap0, tap_step, off0, off_step;

@@ -71,32 +71,6 @@ __device__ void feed(Ring<T, groups, columns>& ring, const CUtensorMap* dy, cons
 }
 
 template <typename T, int groups, int columns>
-__device__ __forceinline__ void multiply(Ring<T, groups, columns>& ring, float (&d)[columns * kDepth / 2],
-                                         int64_t steps, int group) {
-#pragma unroll
-  for (int i = 0; i < columns * kDepth / 2; ++i) d[i] = 0.0f;
-  constexpr int tile = kDepth * kDepth * sizeof(T);
-  const uint64_t dy0 = matrix_descriptor_across(ring.dy[0][group], tile);
-  const uint64_t x0 = matrix_descriptor_across(ring.x[0], tile);
-  Stage<kStages<groups, columns>> stage;
-  int before = 0;
-  for (int64_t step = 0; step < steps; ++step) {
-    barrier_wait(&ring.full[stage.at], stage.parity);
-    const uint64_t dy = dy0 + static_cast<unsigned>(stage.at) * (sizeof(ring.dy[0]) / 16);
-    const uint64_t x = x0 + static_cast<unsigned>(stage.at) * (sizeof(ring.x[0]) / 16);
-    wgmma_fence(d);
-#pragma unroll
-    for (int i = 0; i < kDepth / 16; ++i) wgmma<T, true, true>(d, dy + 128 * i, x + 128 * i);
-    wgmma_commit();
-    wgmma_wait<1>(d);
-    if (step > 0) barrier_arrive(&ring.empty[before]);
-    before = stage.at;
-    stage.advance();
-  }
-  wgmma_wait<0>(d);
-}
-
-template <typename T, int groups, int columns>
 __global__ void __launch_bounds__(kHopperThreads<groups>) __maxnreg__((kRegisters<groups, columns>))
     conv_hopper_weight_grad_kernel(const __grid_constant__ CUtensorMap dy,
                                    const __grid_constant__ CUtensorMap x,
@@ -115,7 +89,11 @@ __global__ void __launch_bounds__(kHopperThreads<groups>) __maxnreg__((kRegister
     return;
   }
   float d[columns * kDepth / 2];
-  multiply(ring, d, end - begin, group);
+  constexpr int tile = kDepth * kDepth * sizeof(T);
+  Stage<kStages<groups, columns>> stage;
+  multiply<T, true, true>(ring.full, ring.empty, stage, d, static_cast<int>(end - begin),
+                          matrix_descriptor_across(ring.dy[0][group], tile), sizeof(ring.dy[0]),
+                          matrix_descriptor_across(ring.x[0], tile), sizeof(ring.x[0]));
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32 % 4;
   partials += part * a.k * (static_cast<int64_t>(a.h.taps) * a.w.taps * a.c);
   const int taps = a.h.taps * a.w.taps, k0 = row + group * kDepth + 16 * warp + lane / 4;

@@ -120,6 +120,18 @@ __device__ bool load_taps(const ToeplitzArgs& a, const Square& at, const T* w, T
 
 // A warp's square, as mma has it: 16 rows × 8 columns each.
 using Sums = float[2][4][4];
+// Calls f(sum, row, column) for each that this lane has.
+template <typename F>
+__device__ __forceinline__ void for_each_sum(Sums& sums, F f) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+#pragma unroll
+  for (int m = 0; m < 2; ++m)
+#pragma unroll
+    for (int n = 0; n < 4; ++n)
+#pragma unroll
+      for (int q = 0; q < 4; ++q)
+        f(sums[m][n][q], 16 * m + lane / 4 + q / 2 * 8, 8 * n + lane % 4 * 2 + q % 2);
+}
 
 template <typename T, int reach, int pitch>
 __device__ __forceinline__ void multiply(const ToeplitzArgs& a, const T* plane, const T* taps, Sums& sums) {
@@ -154,27 +166,18 @@ __device__ __forceinline__ void multiply(const ToeplitzArgs& a, const T* plane, 
 // The same tap by tap, only those that there are.
 template <typename T, int pitch>
 __device__ void add_taps(const ToeplitzArgs& a, const Square& at, const T* plane, const T* taps, Sums& sums) {
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-#pragma unroll
-  for (int m = 0; m < 2; ++m)
-#pragma unroll
-    for (int n = 0; n < 4; ++n)
-#pragma unroll
-      for (int q = 0; q < 4; ++q) {
-        const int h = 16 * m + lane / 4 + q / 2 * 8, w = 8 * n + lane % 4 * 2 + q % 2;
-        float sum = 0;
-        for (int r = 0; r < a.taps_h; ++r) {
-          const int y = at.h + h - a.before_h + r;
-          if (y < 0 || y >= a.source_h) continue;
-          for (int s = 0; s < a.taps_w; ++s) {
-            const int x = at.w + w - a.before_w + s;
-            if (x >= 0 && x < a.source_w)
-              sum = multiply_add(to_acc(plane[(h + r) * pitch + w + s]),
-                                 to_acc(taps[r * 2 * kToeplitzTaps + kFirstTap + s]), sum);
-          }
-        }
-        sums[m][n][q] = sum;
+  for_each_sum(sums, [&](float& sum, int h, int w) {
+    for (int r = 0; r < a.taps_h; ++r) {
+      const int y = at.h + h - a.before_h + r;
+      if (y < 0 || y >= a.source_h) continue;
+      for (int s = 0; s < a.taps_w; ++s) {
+        const int x = at.w + w - a.before_w + s;
+        if (x >= 0 && x < a.source_w)
+          sum = multiply_add(to_acc(plane[(h + r) * pitch + w + s]),
+                             to_acc(taps[r * 2 * kToeplitzTaps + kFirstTap + s]), sum);
       }
+    }
+  });
 }
 
 template <typename T, int reach>
@@ -183,7 +186,7 @@ __global__ void __launch_bounds__(kToeplitzThreads, 1)
                     T* result) {
   constexpr int columns = toeplitz_columns(reach), pitch = toeplitz_pitch(reach);
   const Square at(a);
-  const int t = static_cast<int>(threadIdx.x), warp = t / 32, lane = t % 32;
+  const int t = static_cast<int>(threadIdx.x), warp = t / 32;
   const int plane = (kTile + a.taps_h - 1) * pitch;
   T* const planes = dynamic_shared<T>();
   T* const taps = planes + kPlanes * plane;
@@ -199,17 +202,12 @@ __global__ void __launch_bounds__(kToeplitzThreads, 1)
   // The results are staged where the planes were, in the order in which they are written.
   __syncthreads();
   const float add = bias && at.channel + warp < a.channels ? to_acc(bias[at.channel + warp]) : 0.0f;
-#pragma unroll
-  for (int m = 0; m < 2; ++m)
-#pragma unroll
-    for (int n = 0; n < 4; ++n)
-#pragma unroll
-      for (int q = 0; q < 4; ++q) {
-        const int pixel = (16 * m + lane / 4 + q / 2 * 8) * kTile + 8 * n + lane % 4 * 2 + q % 2;
-        float v = sums[m][n][q] + add;
-        if (a.relu && v < 0) v = 0;  // a NaN stays
-        planes[a.channels_last ? pixel * kPlanes + warp : warp * kTile * kTile + pixel] = from_acc<T>(v);
-      }
+  for_each_sum(sums, [&](float sum, int h, int column) {
+    const int pixel = h * kTile + column;
+    float v = sum + add;
+    if (a.relu && v < 0) v = 0;  // a NaN stays
+    planes[a.channels_last ? pixel * kPlanes + warp : warp * kTile * kTile + pixel] = from_acc<T>(v);
+  });
   __syncthreads();
   if (a.channels_last) {
     result += at.n * a.result_h * a.result_w * a.channels + at.channel;

@@ -62,11 +62,15 @@ inline Device current_device() {
   device->multiprocessors = ask(cudaDevAttrMultiProcessorCount);
   device->shared_bytes = ask(cudaDevAttrMaxSharedMemoryPerBlockOptin);
   device->l2_bytes = ask(cudaDevAttrL2CacheSize);
-  // Some virtual GPUs do not say their clocks; a model with zeros would be none.
-  device->clock_hz = imax(ask(cudaDevAttrClockRate), 1'000'000) * 1e3;
+  // Some virtual GPUs do not say these; a model with zeros would be none.
+  const auto ask_or = [&](cudaDeviceAttr attribute, int otherwise) {
+    const int value = ask(attribute);
+    return value > 0 ? value : otherwise;
+  };
+  device->clock_hz = ask_or(cudaDevAttrClockRate, 1'000'000) * 1e3;
   // Two transfers per clock; a copy reaches nine tenths.
-  device->bandwidth = 0.9 * 2e3 * imax(ask(cudaDevAttrMemoryClockRate), 1'000'000) *
-                      imax(ask(cudaDevAttrGlobalMemoryBusWidth), 256) / 8;
+  device->bandwidth = 0.9 * 2e3 * ask_or(cudaDevAttrMemoryClockRate, 1'000'000) *
+                      ask_or(cudaDevAttrGlobalMemoryBusWidth, 256) / 8;
 #if defined(FASTOPS_SM90A)  // compiled for it
   const char* const sm90 = std::getenv("FASTOPS_SM90");
   device->hopper_kernels = !sm90 || std::string(sm90) != "0";

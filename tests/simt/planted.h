@@ -10,6 +10,6 @@ struct Kernel {
   const char* name;
   Launcher launcher;
 };
-extern const Kernel kKernels[11];
+extern const Kernel kKernels[12];
 
 }  // namespace planted

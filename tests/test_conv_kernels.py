@@ -163,6 +163,10 @@ TOEPLITZ = [
     Conv(1, 8, 8, (20, 21), (31, 31), "toeplitz 31x31", padding=(15, 15), groups=8),
     Conv(1, 11, 11, (8, 40), (1, 33), "toeplitz of the longest, channels left over", groups=11),
     Conv(1, 8, 8, (5, 6), (4, 11), "toeplitz padding beyond the kernel", padding=(5, 12), groups=8),
+    Conv(2, 16, 16, (35, 20), (32, 32), "toeplitz, the most taps that a gradient has", padding=(16, 15), groups=16),
+    Conv(3, 8, 8, (20, 70), (17, 9), "toeplitz, all pieces in one part", padding=(8, 4), groups=8, splits=1),
+    Conv(2, 13, 13, (33, 50), (9, 13), "toeplitz, an uneven part", padding=(4, 6), groups=13, splits=5),
+    Conv(1, 8, 8, (12, 20), (9, 16), "toeplitz, as wide as a tile", padding=(4, 8), groups=8),
 ]  # fmt: skip
 
 EDGES = Conv(1, 3, 8, (12, 22), (3, 3), "last row and column in no window", stride=(2, 2))
@@ -436,6 +440,25 @@ def test_toeplitz_keeps_what_is_not_finite_where_it_is(channels_last: bool, bad:
         others = [c for c in range(8) if c != 3]
         assert torch.equal(after[name][0, others].isfinite(), torch.ones_like(before[name][0, others]).bool())
         torch.testing.assert_close(after[name][0, others], before[name][0, others], rtol=0.02, atol=0.05)
+
+
+@backends
+@pytest.mark.parametrize("bad", [float("inf"), float("nan")])
+@every_layout
+def test_toeplitz_weight_grad_keeps_what_is_not_finite_where_it_is(
+    channels_last: bool, bad: float, backend: str
+) -> None:
+    """Zeros beyond dy's last column do not meet what x has there."""
+    case = Conv(1, 8, 8, (24, 30), (9, 9), "", padding=(4, 4), groups=8, splits=1)
+    call = make(case, torch.bfloat16, False, channels_last, K.toeplitz, device_of(backend))
+    call.dy.abs_().add_(0.1)
+    before = results(call, K.toeplitz, backend, ("dw",))["dw"]
+    call.x[0, 3, 10, 29] = bad
+    after = results(call, K.toeplitz, backend, ("dw",))["dw"]
+    assert not after[3, 0, :, 4:].isfinite().any()
+    others = [c for c in range(8) if c != 3]
+    for mine, theirs in ((after[3, 0, :, :4], before[3, 0, :, :4]), (after[others], before[others])):
+        torch.testing.assert_close(mine, theirs, rtol=0.02, atol=0.1)
 
 
 @backends

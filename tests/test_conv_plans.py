@@ -30,7 +30,7 @@ def test_table_is_up_to_date() -> None:
 def wanted(row: Conv, name: str, memory_format: torch.memory_format) -> set[Any]:
     """The families that a pass of a well-known convolution must not miss on an H200."""
     if row.groups == row.c:
-        return {K.toeplitz} if row.kernel > 8 and name != "weight_grad" else {K.depthwise}
+        return {K.toeplitz} if row.kernel > 8 else {K.depthwise}
     if row.c <= 4:  # an image needs no gradient: whichever kernels serve that
         return {K.direct, K.gemm} if name == "input_grad" else {K.stem}
     if row.c // row.groups < 8 or row.k // row.groups < 8:

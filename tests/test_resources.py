@@ -57,6 +57,7 @@ VECTOR_ACCESSES = {
     "stem_conv_kernel": "",  # whether memory has 16 bytes is found at run time
     "stem_weight_grad_kernel": "load",
     "toeplitz_kernel": "",  # single elements of planes, or pixels: found at run time
+    "toeplitz_weight_grad_kernel": "",
     "transpose_image_kernel": "",  # whether memory has 16 bytes is found at run time
     "transpose_kernel": "",
     "unpool_adjoint_chunks_kernel": "",
@@ -68,6 +69,7 @@ VECTOR_ACCESSES = {
 TENSOR_CORES = {
     "conv_gemm_kernel": "mma copy",
     "toeplitz_kernel": "mma",  # the source is spread over planes
+    "toeplitz_weight_grad_kernel": "mma",
     "stem_conv_kernel": "mma",  # x has too few channels for vectors
     "stem_weight_grad_kernel": "mma copy",
     "conv_gemm_weight_grad_kernel": "mma",  # of tensors whose channels are not whole vectors, elements

@@ -74,10 +74,15 @@ __global__ void __launch_bounds__(kThreads)
 
 ConvPlan plan(const ConvParams& p, ConvPass pass) { return conv_plan(p, pass, current_device()); }
 
+// Whether the weight gradient of these kernels leaves the sums of dy too; if not, conv_bias_grad makes them.
+bool sums_dy(ConvKernel kernel) { return kernel != ConvKernel::kHopper && kernel != ConvKernel::kToeplitz; }
+
 int64_t workspace_of(const ConvParams& p, ConvPass pass) {
   const ConvPlan chosen = plan(p, pass);
   if (chosen.kernel == ConvKernel::kHopper) return hopper_workspace(p, pass, chosen.splits);
-  if (pass == ConvPass::kWeightGrad) return WeightPartials(p, chosen.splits).total_bytes();
+  if (pass == ConvPass::kWeightGrad)
+    return sums_dy(chosen.kernel) ? WeightPartials(p, chosen.splits).total_bytes()
+                                  : weight_grad_workspace(p, chosen.splits);
   if (chosen.kernel == ConvKernel::kGemm) return gemm_workspace(p, pass);
   return 0;
 }
@@ -181,14 +186,17 @@ void conv_weight_grad(const ConvParams& p, const void* dy, const void* x, void* 
       break;
     case ConvKernel::kHopper:
       hopper_weight_grad(p, chosen, dy, x, workspace, stream);
-      finish_weight_grad(p, chosen.splits, workspace, dw, nullptr, stream);
-      // The parts have been read: their place is free.
-      if (db) conv_bias_grad(p, dy, db, workspace, stream);
-      return;
+      break;
+    case ConvKernel::kToeplitz:
+      toeplitz_weight_grad(p, chosen, dy, x, workspace, stream);
+      break;
     default:
       no_kernel();
   }
-  finish_weight_grad(p, chosen.splits, workspace, dw, db, stream);
+  const bool on_its_own = db && !sums_dy(chosen.kernel);
+  finish_weight_grad(p, chosen.splits, workspace, dw, on_its_own ? nullptr : db, stream);
+  // The parts have been read: their place is free.
+  if (on_its_own) conv_bias_grad(p, dy, db, workspace, stream);
 }
 
 void conv_backward(const ConvParams& p, const void* dy, const void* x, const void* w, void* dx, void* dw,

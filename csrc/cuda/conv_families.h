@@ -26,6 +26,11 @@ struct WeightPartials {
   }
 };
 
+// Bytes of a weight gradient in parts whose place serves conv_bias_grad afterwards.
+inline int64_t weight_grad_workspace(const ConvParams& p, int64_t splits) {
+  return imax(WeightPartials(p, splits).total_bytes(), conv_bias_grad_workspace(p));
+}
+
 // dw and db (or null) from the parts.
 void finish_weight_grad(const ConvParams& p, int64_t splits, const void* partials, void* dw, void* db,
                         void* stream);
@@ -52,11 +57,14 @@ int64_t depthwise_backward_splits(const ConvParams& p, const Device& device);
 void depthwise_backward(const ConvParams& p, const ConvPlan& plan, const void* dy, const void* x,
                         const void* w, void* dx, void* partials, bool with_bias, void* stream);
 
-// conv_toeplitz.cu: the same with large kernels, on tensor cores.
+// conv_toeplitz.cu, conv_toeplitz_weight_grad.cu: the same with large kernels, on tensor cores.
 void toeplitz_conv(const ConvParams& p, const ConvPlan& plan, const void* x, const void* w, const void* bias,
                    void* y, void* stream);
 void toeplitz_input_grad(const ConvParams& p, const ConvPlan& plan, const void* dy, const void* w,
                          const void* bias, void* dx, void* stream);
+// Without the sums of dy.
+void toeplitz_weight_grad(const ConvParams& p, const ConvPlan& plan, const void* dy, const void* x,
+                          void* partials, void* stream);
 
 // conv_stem.cu: few input channels.
 void stem_conv(const ConvParams& p, const ConvPlan& plan, const void* x, const void* w, const void* bias,

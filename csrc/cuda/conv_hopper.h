@@ -15,7 +15,7 @@ namespace {
 // What a pass has in the workspace: packed weights; the parts of a weight gradient, and of db after those.
 inline int64_t hopper_own_bytes(const ConvParams& p, ConvPass pass, int64_t splits) {
   if (pass != ConvPass::kWeightGrad) return gemm_workspace(p, pass);
-  return imax(WeightPartials(p, splits).total_bytes(), conv_bias_grad_workspace(p));
+  return weight_grad_workspace(p, splits);
 }
 
 // Where copies of contiguous images in channels_last are in the workspace: behind what the pass itself has

@@ -1,8 +1,9 @@
 // Depthwise convolution with large kernels on tensor cores, and its input gradient (the same, with the taps
-// turned round). A row of taps is the product of rows of the source with a banded matrix, whose element at
-// (column of the source, column of the result) is the tap of their distance: 16 rows of the source × 64
-// columns times a band of 64 × 32 for 16 × 32 results and 31 taps, 12 products of 16 × 8 × 16. That is 3,072
-// operations an output for 1,922, but at ten times the rate of the FP32 cores.
+// turned round); conv_toeplitz_weight_grad.cu has the other gradient. A row of taps is the product of rows of
+// the source with a banded matrix, whose element at (column of the source, column of the result) is the tap
+// of their distance: 16 rows of the source × 64 columns times a band of 64 × 32 for 16 × 32 results and 31
+// taps, 12 products of 16 × 8 × 16. That is 3,072 operations an output for 1,922, but at ten times the rate
+// of the FP32 cores.
 //
 // A band depends on the distance only, so of its 16 × 8 fragments, in steps of 8, there are reach + 2
 // different ones, each made of two of reach + 3 registers: a lane's pair of neighbouring taps. They are
@@ -12,20 +13,16 @@
 //
 // What the band has of zeros meets elements that no tap of the result belongs to: an infinity or a NaN there
 // must not show. A block that finds one among its inputs goes tap by tap instead.
-#include <cstring>
-
-#include "../toeplitz_shape.h"
 #include "conv_families.h"
+#include "conv_toeplitz.h"
 #include "dispatch.h"
 #include "launch.h"
-#include "packs.h"
-#include "primitives.cuh"
 
 namespace fastops {
 namespace cuda {
 namespace {
 
-constexpr int kTile = kToeplitzTile, kPlanes = kToeplitzPlanes, kToeplitzThreads = 32 * kPlanes;
+constexpr int kTile = kToeplitzTile;
 
 struct ToeplitzArgs {
   int64_t blocks_h, blocks_w, groups;  // squares of a plane; of planes
@@ -49,54 +46,8 @@ struct Square {
   }
 };
 
-template <typename T>
-__device__ inline bool is_finite(T v) {
-  const float f = to_acc(v);
-  return f - f == 0.0f;
-}
-
-// The planes' rows that the square sees, zeros outside; whether all are finite.
-template <typename T, int columns, int pitch>
-__device__ bool load_planes(const ToeplitzArgs& a, const Square& at, const T* source, T* planes) {
-  const int rows = kTile + a.taps_h - 1, t = static_cast<int>(threadIdx.x);
-  const int plane = rows * pitch;
-  bool finite = true;
-  const T zero = from_acc<T>(0);
-  if (a.channels_last) {
-    source += at.n * a.source_h * a.source_w * a.channels + at.channel;
-    for (int i = t; i < rows * columns; i += kToeplitzThreads) {
-      const int row = i / columns, column = i - row * columns;
-      const int h = at.h - a.before_h + row, w = at.w - a.before_w + column;
-      Pack<T, kPlanes> pixel;
-#pragma unroll
-      for (int u = 0; u < kPlanes; ++u) pixel.v[u] = zero;
-      if (h >= 0 && h < a.source_h && w >= 0 && w < a.source_w)
-        pixel =
-            *reinterpret_cast<const Pack<T, kPlanes>*>(source + (int64_t{h} * a.source_w + w) * a.channels);
-#pragma unroll
-      for (int u = 0; u < kPlanes; ++u) {
-        planes[u * plane + row * pitch + column] = pixel.v[u];
-        finite &= is_finite(pixel.v[u]);
-      }
-    }
-  } else {
-    source += (at.n * a.channels + at.channel) * a.source_h * a.source_w;
-    for (int i = t; i < kPlanes * rows * columns; i += kToeplitzThreads) {
-      const int line = i / columns, column = i - line * columns, u = line / rows, row = line - u * rows;
-      const int h = at.h - a.before_h + row, w = at.w - a.before_w + column;
-      const bool exists = at.channel + u < a.channels && h >= 0 && h < a.source_h && w >= 0 && w < a.source_w;
-      const T v = exists ? source[(int64_t{u} * a.source_h + h) * a.source_w + w] : zero;
-      planes[u * plane + row * pitch + column] = v;
-      finite &= is_finite(v);
-    }
-  }
-  return finite;
-}
-
-// Rows of taps, t at place t + 16 of the first copy and t + 17 of the second, which begins 32 later, in other
-// banks.
+// Rows of taps, t at place t + 16 of a doubled line.
 constexpr int kFirstTap = 16;
-__device__ inline int second_copy(int place) { return kToeplitzTaps + (place + 32) % kToeplitzTaps; }
 
 template <typename T>
 __device__ bool load_taps(const ToeplitzArgs& a, const Square& at, const T* w, T* taps) {
@@ -111,7 +62,7 @@ __device__ bool load_taps(const ToeplitzArgs& a, const Square& at, const T* w, T
       const int tap = place - kFirstTap - copy, s = a.turned ? a.taps_w - 1 - tap : tap;
       const bool exists = at.channel + u < a.channels && tap >= 0 && tap < a.taps_w;
       const T v = exists ? w[int64_t{at.channel + u} * filter + r * a.taps_w + s] : from_acc<T>(0);
-      taps[line * 2 * kToeplitzTaps + (copy == 0 ? place : second_copy(place))] = v;
+      taps[line * kDoubled + (copy == 0 ? place : second_copy(place))] = v;
       finite &= is_finite(v);
     }
   }
@@ -138,13 +89,11 @@ __device__ __forceinline__ void multiply(const ToeplitzArgs& a, const T* plane, 
   constexpr int chunks = toeplitz_columns(reach) / 16;
   const int lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4, c = lane % 4;
   const T* from = plane + lane % 16 * pitch + lane / 16 * 8;
-  for (int r = 0; r < a.taps_h; ++r, from += pitch, taps += 2 * kToeplitzTaps) {
+  for (int r = 0; r < a.taps_h; ++r, from += pitch, taps += kDoubled) {
     uint32_t band[reach + 3];
 #pragma unroll
     for (int d = -1; d < reach + 2; ++d) {
-      const int tap = 8 * d + 2 * c - g;  // and the next one
-      const int place = g % 2 == 0 ? tap + kFirstTap : second_copy(tap + kFirstTap + 1);
-      memcpy(&band[d + 1], taps + place, sizeof band[0]);
+      band[d + 1] = pair_at(taps, kFirstTap + 8 * d + 2 * c - g);
     }
 #pragma unroll
     for (int m = 0; m < 2; ++m)
@@ -174,7 +123,7 @@ __device__ void add_taps(const ToeplitzArgs& a, const Square& at, const T* plane
         const int x = at.w + w - a.before_w + s;
         if (x >= 0 && x < a.source_w)
           sum = multiply_add(to_acc(plane[(h + r) * pitch + w + s]),
-                             to_acc(taps[r * 2 * kToeplitzTaps + kFirstTap + s]), sum);
+                             to_acc(taps[r * kDoubled + kFirstTap + s]), sum);
       }
     }
   });
@@ -190,9 +139,15 @@ __global__ void __launch_bounds__(kToeplitzThreads, 1)
   const int plane = (kTile + a.taps_h - 1) * pitch;
   T* const planes = dynamic_shared<T>();
   T* const taps = planes + kPlanes * plane;
-  const bool finite = load_planes<T, columns, pitch>(a, at, source, planes) & load_taps(a, at, w, taps);
+  const Window<T> window = {source, a.channels, a.source_h,        a.source_w,       a.channels_last,
+                            at.n,   at.channel, at.h - a.before_h, at.w - a.before_w};
+  const bool finite = load_window<columns>(window, kTile + a.taps_h - 1,
+                                           [&](int u, int row, int column, T v) {
+                                             planes[u * plane + row * pitch + column] = v;
+                                           }) &
+                      load_taps(a, at, w, taps);
   const bool any = __syncthreads_or(!finite);
-  const T* const my_taps = taps + warp * a.taps_h * 2 * kToeplitzTaps;
+  const T* const my_taps = taps + warp * a.taps_h * kDoubled;
   Sums sums = {};
   if (any)
     add_taps<T, pitch>(a, at, planes + warp * plane, my_taps, sums);

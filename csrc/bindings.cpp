@@ -15,7 +15,7 @@
 #include "bind.h"
 #include "conv_plan.h"
 #include "indexed.h"
-#include "interpolate.h"
+#include "interpolate_table.h"
 #include "pool.h"
 #include "threads.h"
 #if defined(FASTOPS_CUDA)
@@ -187,6 +187,21 @@ void bind_params(py::module_& m) {
       .field("tile_m", &ConvParams::tile_m)
       .field("tile_n", &ConvParams::tile_n)
       .field("splits", &ConvParams::splits);
+  ParamsClass<TapAxis>(m, "TapAxis")
+      .field("source", &TapAxis::source)
+      .field("grid", &TapAxis::grid)
+      .field("out0", &TapAxis::out0)
+      .field("out_step", &TapAxis::out_step)
+      .field("step", &TapAxis::step)
+      .field("taps", &TapAxis::taps)
+      .field("tap0", &TapAxis::tap0)
+      .field("tap_step", &TapAxis::tap_step)
+      .field("off0", &TapAxis::off0)
+      .field("off_step", &TapAxis::off_step);
+  m.def("forward_taps", forward_taps, py::arg("in_"), py::arg("out"), py::arg("kernel"), py::arg("stride"),
+        py::arg("pad"), py::arg("dilation"));
+  m.def("input_grad_taps", input_grad_taps, py::arg("in_"), py::arg("out"), py::arg("kernel"),
+        py::arg("stride"), py::arg("pad"), py::arg("dilation"), py::arg("phase"));
   m.def("conv_plan", conv_plan, py::arg("params"), py::arg("pass_"), py::arg("device"));
   m.def("conv_kernel_serves", conv_kernel_serves, py::arg("kernel"), py::arg("params"), py::arg("pass_"),
         py::arg("device"));
@@ -229,6 +244,14 @@ void bind_params(py::module_& m) {
       .field("scale", &InterpolateParams::scale)
       .field("align_corners", &InterpolateParams::align_corners)
       .field("antialias", &InterpolateParams::antialias);
+  ParamsClass<InterpolateTable>(m, "InterpolateTable")
+      .field("taps", &InterpolateTable::taps)
+      .field("begin", &InterpolateTable::begin)
+      .field("count", &InterpolateTable::count)
+      .field("weight", &InterpolateTable::weight)
+      .field("precision", &InterpolateTable::precision);
+  m.def("interpolate_table", interpolate_table, py::arg("params"), py::arg("axis"), py::arg("adjoint"),
+        py::arg("fixed_point"));
 }
 
 // ---- launchers ---------------------------------------------------------------------------------

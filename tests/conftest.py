@@ -13,14 +13,17 @@ import fastops
 from fastops import _C
 from fastops import backends as _backends
 from fastops.backends import native
-from tests import simt
+from tests import interpreter, simt
 
 # The CPU kernels of the other instruction sets that this processor has.
 for _isa in _C.usable_isas():
     if _isa != native.ISA:
         _backends.BACKENDS[f"cpu-{_isa}"] = partial(native.cpu_launcher, isa=_isa)
 
-if simt.why_unavailable() is None:
+if interpreter.IS_ON:  # a process of its own: nothing else is run in it
+    _backends.BACKENDS.clear()
+    _backends.BACKENDS[interpreter.NAME] = interpreter.launcher
+elif simt.why_unavailable() is None:
     _backends.BACKENDS[simt.NAME] = simt.launcher
     _backends.NUMBERS_TAPS.add(simt.NAME)
 
@@ -66,6 +69,13 @@ def threads() -> Iterator[None]:
     yield
     _C.set_min_work_per_thread(16384)
     torch.set_num_threads(before)
+
+
+def pytest_itemcollected(item: Any) -> None:
+    """What takes the interpreter seconds, it does in the long sweep only."""
+    case = getattr(getattr(item, "callspec", None), "params", {}).get("case")
+    if interpreter.IS_ON and (getattr(case, "large", False) or "gradcheck" in item.name):
+        item.add_marker("long")
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

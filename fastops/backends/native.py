@@ -99,6 +99,21 @@ def raise_reported(report: Tensor) -> None:
         raise RuntimeError(_C.invalid_index)
 
 
+def report_of(index: int) -> Tensor:
+    """The word of a device; of index -1, for kernels that run on CPU tensors."""
+    report = _reports.get(index)
+    if report is None:
+        report = torch.zeros(1, dtype=torch.int32, device="cpu", pin_memory=index >= 0)
+        report = _reports.setdefault(index, report)
+    return report
+
+
+def raise_earlier(index: int) -> None:
+    """Raises what kernels have reported on a device, if any ever could."""
+    if index in _reports:
+        raise_reported(_reports[index])
+
+
 def run_cuda(kernel: Callable[..., None], params: Any, *arguments: int) -> None:
     """Calls a CUDA launcher; its errors name the kernel, and here get the params."""
     try:
@@ -123,24 +138,18 @@ def cuda_launcher(op: str) -> Callable[..., None] | None:
             workspace = torch.empty(size, dtype=torch.uint8, device=f"cuda:{index}") if size else None
             addresses.append(_address(workspace))
         if reports:
-            report = _reports.get(index)
-            if report is None:
-                report = torch.zeros(1, dtype=torch.int32, device="cpu", pin_memory=True)
-                report = _reports.setdefault(index, report)
-            addresses.append(report.data_ptr())
+            addresses.append(report_of(index).data_ptr())
         run_cuda(kernel, params, *addresses, torch._C._cuda_getCurrentRawStream(index))
 
     def launch(params: Any, *tensors: Tensor | None) -> None:
         index = tensors[0].get_device()  # type: ignore[union-attr]  (there always is a first one)
-        if index in _reports:
-            raise_reported(_reports[index])
+        raise_earlier(index)
         if index == torch._C._cuda_getDevice():
             run(index, params, *tensors)
         else:
             with torch.cuda.device(index):
                 run(index, params, *tensors)
-        if index in _reports:  # with CUDA_LAUNCH_BLOCKING=1 the kernel has run by now
-            raise_reported(_reports[index])
+        raise_earlier(index)  # with CUDA_LAUNCH_BLOCKING=1 the kernel has run by now
 
     return launch
 

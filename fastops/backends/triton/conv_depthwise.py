@@ -1,0 +1,173 @@
+"""Depthwise convolution, its input gradient and its weight gradient, in Triton: each channel of the result is
+a sum over taps of one channel of the source (in the input gradient: of those that the multiplier makes of it).
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastops import _C
+from fastops.backends.triton.channelwise import my_channels
+from fastops.backends.triton.conv_shared import axes, finish_weight_grad, index_of, new_partials, strides
+from fastops.backends.triton.geometry import place, tile
+from fastops.backends.triton.runtime import (
+    Launch,
+    Run,
+    Tile,
+    accumulator,
+    ceil_div,
+    element_bytes,
+    memory_from,
+    next_power_of_2,
+)
+
+
+@triton.jit
+def depthwise_kernel(
+    source, w, bias, result, PIXELS, C, GRID_H, GRID_W, SOURCE_H, SOURCE_W, CHANNELS,
+    SN, SH, SW, SC, RN, RH, RW, RC, STEP_H, STEP_W, OFF_H, OFF_W, OFF_STEP_H, OFF_STEP_W,
+    TAPS, FIRST_TAP, TAP_H, TAP_W,
+    MULTIPLIER: tl.constexpr, TAPS_H: tl.constexpr, TAPS_W: tl.constexpr, TERMS: tl.constexpr,
+    RELU: tl.constexpr, LAST: tl.constexpr,
+    INDEX: tl.constexpr, ACC: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    """TERMS: of the input gradient, the multiplier; else 1."""
+    pixel, channel, exists = tile(PIXELS, C, BP, BC, INDEX)
+    n, gh, gw = place(pixel, GRID_H, GRID_W)
+    if not LAST:  # images of one channel
+        channel = n % CHANNELS
+        n = n // CHANNELS
+    h0 = gh * STEP_H + OFF_H
+    w0 = gw * STEP_W + OFF_W
+    acc = tl.zeros((BP, BC), ACC)
+    for m in range(TERMS):
+        if TERMS > 1:
+            from_channel = channel * TERMS + m
+            weights = from_channel
+        else:
+            from_channel = channel // MULTIPLIER
+            weights = channel
+        image = source + n * SN + from_channel * SC
+        filter = w + weights * TAPS + FIRST_TAP
+        for i in range(TAPS_H):
+            h = h0 + i * OFF_STEP_H
+            for j in range(TAPS_W):
+                x = w0 + j * OFF_STEP_W
+                inside = exists & (h >= 0) & (h < SOURCE_H) & (x >= 0) & (x < SOURCE_W)
+                v = tl.load(image + h * SH + x * SW, mask=inside, other=0).to(ACC)
+                k = tl.load(filter + (i * TAP_H + j * TAP_W), mask=inside, other=0).to(ACC)
+                acc = tl.fma(v, k + tl.zeros((BP, BC), ACC), acc)
+    if bias is not None:
+        acc += tl.load(bias + channel, mask=exists, other=0).to(ACC)
+    if RELU:
+        acc = tl.where(acc < 0, 0, acc)  # a NaN stays
+    to = result + n * RN + gh * RH + gw * RW + channel * RC
+    tl.store(to, acc.to(result.dtype.element_ty), mask=exists)
+
+
+@triton.jit
+def depthwise_weight_grad_kernel(
+    dy, x, partials, ROWS, C, CHUNK, P, Q, H, W, YN, YH, YW, YC, XN, XH, XW, XC,
+    STRIDE_H, STRIDE_W, PAD_H, PAD_W, DILATION_H, DILATION_W, TAPS, TAPS_W, MULTIPLIER: tl.constexpr,
+    INDEX: tl.constexpr, ACC: tl.constexpr, BR: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    """partials[split][k][tap]. Neighbouring programs have the taps of the same pixels and channels."""
+    channel, rest = my_channels(C, BC, INDEX)
+    split = rest // TAPS
+    tap = rest - split * TAPS
+    exists = channel < C
+    h0 = (tap // TAPS_W) * DILATION_H - PAD_H
+    w0 = (tap % TAPS_W) * DILATION_W - PAD_W
+    start = split * CHUNK
+    end = tl.minimum(start + CHUNK, ROWS)
+    acc = tl.zeros((BR, BC), ACC)
+    for first in range(0, CHUNK, BR):
+        row = start + first + tl.arange(0, BR)[:, None]
+        n, p, q = place(row, P, Q)
+        h = p * STRIDE_H + h0
+        w = q * STRIDE_W + w0
+        inside = exists & (row < end) & (h >= 0) & (h < H) & (w >= 0) & (w < W)
+        g = tl.load(dy + n * YN + p * YH + q * YW + channel * YC, mask=inside, other=0).to(ACC)
+        at = n * XN + h * XH + w * XW + channel // MULTIPLIER * XC
+        acc = tl.fma(g, tl.load(x + at, mask=inside, other=0).to(ACC), acc)
+    to = partials + (split * C + channel) * TAPS + tap
+    tl.store(to, tl.sum(acc, 0)[None, :], mask=exists)
+
+
+# ---- launchers ----------------------------------------------------------------------------------
+
+
+def serves(p: _C.ConvParams) -> bool:
+    return p.groups == p.c and p.c > 1
+
+
+def _product(p: _C.ConvParams, input_grad: bool) -> Run:
+    ends = (p.c, *p.in_[1:]), (p.k, *p.out[1:])
+    (from_c, *from_size), (to_c, *to_size) = ends[::-1] if input_grad else ends
+    sn, sh, sw, sc = strides(p.channels_last, from_c, *from_size)
+    rn, rh, rw, rc = strides(p.channels_last, to_c, *to_size)
+    multiplier = p.k // p.c
+    launches = []
+    for h, w in axes(p, input_grad):
+        tiles = Tile(p.channels_last, p.n, to_c, h.grid * w.grid, p.dtype)
+        launch = Launch(
+            depthwise_kernel, tiles.programs, GRID_H=h.grid, GRID_W=w.grid, SOURCE_H=h.source,
+            SOURCE_W=w.source, CHANNELS=to_c, SN=sn, SH=sh, SW=sw, SC=sc,
+            RN=rn, RH=h.out_step * rh, RW=w.out_step * rw, RC=rc,
+            STEP_H=h.step, STEP_W=w.step, OFF_H=h.off0, OFF_W=w.off0,
+            OFF_STEP_H=h.off_step, OFF_STEP_W=w.off_step,
+            TAPS=p.kernel[1] * p.kernel[2], FIRST_TAP=h.tap0 * p.kernel[2] + w.tap0,
+            TAP_H=h.tap_step * p.kernel[2], TAP_W=w.tap_step, TAPS_H=h.taps, TAPS_W=w.taps,
+            MULTIPLIER=multiplier, TERMS=multiplier if input_grad else 1,
+            RELU=p.relu and not input_grad, LAST=p.channels_last,
+            INDEX=index_of(p), ACC=accumulator(p.dtype), **tiles.arguments(),
+        )  # fmt: skip
+        launches.append((launch, h.out0 * rh + w.out0 * rw))
+
+    def run(source: Tensor, w: Tensor, bias: Tensor | None, result: Tensor) -> None:
+        for launch, to in launches:
+            launch(source, w, bias, memory_from(result, to))
+
+    return run
+
+
+def conv(p: _C.ConvParams) -> Run:
+    return _product(p, False)
+
+
+def conv_input_grad(p: _C.ConvParams) -> Run:
+    return _product(p, True)
+
+
+# Programs that fill a large GPU a few times over.
+PROGRAMS = 1024
+
+
+def weight_grad(p: _C.ConvParams) -> Run:
+    """Without the sums of dy."""
+    rows, taps = p.n * p.out[1] * p.out[2], p.kernel[1] * p.kernel[2]
+    block_c = min(next_power_of_2(p.k), 64) if p.channels_last else 1
+    block_r = max(2048 // element_bytes(p.dtype) // block_c, 1)
+    tiles = ceil_div(p.k, block_c)
+    rounds = max(4, ceil_div(ceil_div(rows, block_r), ceil_div(PROGRAMS, tiles * taps)))
+    splits = ceil_div(rows, rounds * block_r)
+    yn, yh, yw, yc = strides(p.channels_last, p.k, *p.out[1:])
+    xn, xh, xw, xc = strides(p.channels_last, p.c, *p.in_[1:])
+    launch = Launch(
+        depthwise_weight_grad_kernel, splits * taps * tiles, ROWS=rows, C=p.k, CHUNK=rounds * block_r,
+        P=p.out[1], Q=p.out[2], H=p.in_[1], W=p.in_[2],
+        YN=yn, YH=yh, YW=yw, YC=yc, XN=xn, XH=xh, XW=xw, XC=xc,
+        STRIDE_H=p.stride[1], STRIDE_W=p.stride[2], PAD_H=p.pad[1], PAD_W=p.pad[2],
+        DILATION_H=p.dilation[1], DILATION_W=p.dilation[2], TAPS=taps, TAPS_W=p.kernel[2],
+        MULTIPLIER=p.k // p.c, INDEX=index_of(p), ACC=accumulator(p.dtype), BR=block_r, BC=block_c,
+    )  # fmt: skip
+    finish = finish_weight_grad(p, splits)
+
+    def run(dy: Tensor, x: Tensor, dw: Tensor) -> None:
+        partials = new_partials(p, splits, dw)
+        launch(dy, x, partials)
+        finish(partials, dw)
+
+    return run

@@ -99,6 +99,8 @@ def found() -> dict[str, Any]:
     report["driver"] = _find_in(r"(\S+)", "nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
     triton, _ = _imported("triton")
     report["triton"] = getattr(triton, "__version__", None)
+    ours, _ = _imported("fastops.backends.triton")
+    report["triton_kernels"] = ours.why_unavailable() or ours.describe() if ours else None
     report["nvcc"] = _find_in(r"release ([\d.]+)", "nvcc", "--version")
     return report
 
@@ -182,9 +184,9 @@ def try_kernels(devices: list[str]) -> tuple[dict[tuple[str, str], set[str]], li
 
         return launch
 
-    backends.BACKENDS["doctor"] = recorder
     try:
         for device in devices:
+            backends.BACKENDS["doctor"] = backends.Backend(recorder, device, lambda: "the chosen kernel")
             for (name, call), dtype in itertools.product(_smoke_calls().items(), DTYPES):
                 # Distinct values, exact in every dtype, in no order.
                 x = torch.arange(144).mul(61).remainder(145).reshape(1, 4, 6, 6)
@@ -206,7 +208,7 @@ def try_kernels(devices: list[str]) -> tuple[dict[tuple[str, str], set[str]], li
                     failed.append(f"{name} on {device}, {dtype}: the values differ from torch's")
             backends._choose.cache_clear()
     finally:
-        del backends.BACKENDS["doctor"]
+        backends.BACKENDS.pop("doctor", None)
         backends._choose.cache_clear()
     return ran, failed
 
@@ -285,7 +287,7 @@ def prescription(report: dict[str, Any]) -> str:
         f"  torch    {machine['torch'] or machine['torch_error']}",
         f"  threads  {shared}",
         f"  GPU      {machine['gpu'] or 'none that torch can use'}, driver {machine['driver'] or 'none'}",
-        f"  Triton   {machine['triton'] or 'none'}",
+        f"  Triton   {machine['triton_kernels'] or machine['triton'] or 'none'}",
         f"  nvcc     {machine['nvcc'] or 'none'}",
     ]
     rows = [("raw op", "device", "backend", "ran just now with", "why")]

@@ -18,26 +18,27 @@ from tests import interpreter, simt
 # The CPU kernels of the other instruction sets that this processor has.
 for _isa in _C.usable_isas():
     if _isa != native.ISA:
-        _backends.BACKENDS[f"cpu-{_isa}"] = partial(native.cpu_launcher, isa=_isa)
+        _cpu = _backends.Backend(partial(native.cpu_launcher, isa=_isa), "cpu", lambda: "C++ kernels")
+        _backends.BACKENDS[f"cpu-{_isa}"] = _cpu
 
 if interpreter.IS_ON:  # a process of its own: nothing else is run in it
     _backends.BACKENDS.clear()
-    _backends.BACKENDS[interpreter.NAME] = interpreter.launcher
+    _backends.BACKENDS[interpreter.NAME] = _backends.Backend(interpreter.launcher, "cpu", lambda: "Triton's")
 elif simt.why_unavailable() is None:
-    _backends.BACKENDS[simt.NAME] = simt.launcher
+    _backends.BACKENDS[simt.NAME] = _backends.Backend(simt.launcher, "cpu", lambda: "emulated CUDA kernels")
     _backends.NUMBERS_TAPS.add(simt.NAME)
 
 
 def device_of(backend: str) -> str:
     """The device whose tensors a backend works on."""
-    return "cuda" if backend in ("cuda", "triton") else "cpu"
+    return _backends.BACKENDS[backend].device_type
 
 
 def _parameters() -> Iterator[Any]:
-    for name in _backends.BACKENDS:
-        if device_of(name) == "cpu":
+    for name, one in _backends.BACKENDS.items():
+        if one.device_type == "cpu":
             yield name
-        elif torch.cuda.is_available():
+        elif torch.cuda.is_available() and one.why_unavailable() is None:
             yield pytest.param(name, marks=pytest.mark.gpu)
 
 

@@ -282,7 +282,7 @@ def reference(case: Conv, call: Call, dtype: torch.dtype) -> dict[str, Tensor]:
 
 
 def run(op: str, params: Any, *tensors: Tensor | None, backend: str) -> None:
-    launcher = BACKENDS[backend](op)
+    launcher = BACKENDS[backend].launcher(op)
     assert launcher is not None
     launcher(params, *tensors)
 

@@ -55,7 +55,8 @@ def test_a_wrong_kernel_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
             return lambda params, x, y: y.fill_(100)
         return native.cpu_launcher(op)
 
-    monkeypatch.setitem(backends.BACKENDS, "cpu", broken)
+    cpu = backends.BACKENDS["cpu"]._replace(launcher=broken)
+    monkeypatch.setitem(backends.BACKENDS, "cpu", cpu)
     backends._choose.cache_clear()
     try:
         report = doctor.examine()

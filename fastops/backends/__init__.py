@@ -6,6 +6,7 @@ of their own. A *launcher* takes the params struct and the tensors of one call.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fastops import _C
-from fastops.backends import native
+from fastops.backends import native, triton
 
 Launcher = Callable[..., None]
 
@@ -38,15 +39,28 @@ class Choice(NamedTuple):
     launcher: Launcher | None  # None: nothing to compute (meta tensors)
 
 
-# Backends by name: given an op, a launcher, or None if it has none. Tests register more.
-BACKENDS: dict[str, Callable[[str], Launcher | None]] = {
-    "cpu": native.cpu_launcher,
-    "cuda": native.cuda_launcher,
+class Backend(NamedTuple):
+    """Where kernels come from."""
+
+    launcher: Callable[[str], Launcher | None]  # given an op; None: it has no kernel for it
+    device_type: str  # of the tensors that it works on
+    describe: Callable[[], str]  # in a few words
+    why_unavailable: Callable[[], str | None] = lambda: None
+
+
+# Backends by name; of those for a device type the first that has a kernel serves. Tests register more.
+BACKENDS: dict[str, Backend] = {
+    "cpu": Backend(native.cpu_launcher, "cpu", native.describe_cpu),
+    "cuda": Backend(native.cuda_launcher, "cuda", native.describe_cuda, native.why_no_cuda),
+    "triton": Backend(triton.launcher, "cuda", triton.describe, triton.why_unavailable),
 }
 # Those whose max pooling can say where maxima are in a byte: the number of the tap inside its window.
 NUMBERS_TAPS = {"cuda"}
-# Which backends may serve a device type, best first.
-CANDIDATES: dict[str, list[str]] = {"cpu": ["cpu"], "cuda": ["cuda"]}
+
+# Forces one of the backends for GPUs: "cuda" or "triton".
+ENVIRONMENT = os.environ.get("FASTOPS_BACKEND")
+if ENVIRONMENT not in (None, "", *(name for name, b in BACKENDS.items() if b.device_type == "cuda")):
+    raise ValueError(f"FASTOPS_BACKEND={ENVIRONMENT}: it is cuda or triton")
 
 # Per thread (and per task of asyncio). Backward passes on CPU tensors run in the thread that asks for
 # them; on a GPU autograd has threads of its own, which a forced backend does not reach.
@@ -90,15 +104,30 @@ def _choose(op: str, device_type: str, forced: str | None) -> Choice:
         )
     if device_type == "meta":
         return Choice("meta", "meta tensors hold no data", None)
-    names = [forced] if forced else CANDIDATES.get(device_type, [])
-    for name in names:
-        launcher = BACKENDS[name](op)
+    if forced is None and device_type == "cuda" and ENVIRONMENT:
+        forced = ENVIRONMENT
+    if forced:
+        backend = BACKENDS[forced]
+        if backend.device_type != device_type:
+            why = f"the backend {forced!r}, which is forced, works on {backend.device_type} tensors"
+            raise NotImplementedError(f"fastops: {op} on {device_type} tensors: {why}")
+        launcher = backend.launcher(op)
         if launcher is not None:
-            return Choice(name, "forced" if forced else native.describe(name), launcher)
-    supported = sorted({d for d, some in CANDIDATES.items() if any(BACKENDS[b](op) for b in some)})
+            return Choice(forced, "forced", launcher)
+        why = backend.why_unavailable() or "it has no kernel for that"
+        raise NotImplementedError(f"fastops: no kernel for {op} in the backend {forced!r}: {why}")
+    reasons = []
+    for name, backend in BACKENDS.items():
+        if backend.device_type != device_type:
+            continue
+        launcher = backend.launcher(op)
+        if launcher is not None:
+            return Choice(name, "; ".join([*reasons, backend.describe()]), launcher)
+        reasons.append(f"{name}: {backend.why_unavailable() or 'no kernel for that'}")
+    supported = sorted({b.device_type for b in BACKENDS.values() if b.launcher(op)})
     raise NotImplementedError(
         f"fastops: no kernel for {op} on {device_type} tensors"
-        + (f" in the backend {forced!r}" if forced else "")
+        + (f" ({'; '.join(reasons)})" if reasons else "")
         + f"; supported devices: {', '.join(supported)}. See python -m fastops.doctor"
     )
 

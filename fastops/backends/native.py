@@ -154,8 +154,16 @@ def cuda_launcher(op: str) -> Callable[..., None] | None:
     return launch
 
 
-def describe(backend: str) -> str:
-    """Why a native backend serves a device, in a few words."""
-    if backend == "cpu":
-        return f"C++ kernels, {ISA} instructions"
+def describe_cpu() -> str:
+    """What the CPU's kernels are, in a few words."""
+    return f"C++ kernels, {ISA} instructions"
+
+
+def describe_cuda() -> str:
+    """What the GPU's are."""
     return f"CUDA C++ kernels for sm_{_C.cuda_archs.replace(';', ', sm_')}"
+
+
+def why_no_cuda() -> str | None:
+    """Why there are no CUDA C++ kernels; None where there are."""
+    return None if _C.cuda_version else "this build of fastops has no CUDA C++ kernels"

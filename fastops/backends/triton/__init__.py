@@ -63,7 +63,7 @@ def describe() -> str:
     """Why Triton serves a device, in a few words."""
     import triton
 
-    return f"Triton {triton.__version__} kernels"
+    return f"Triton {triton.__version__} kernels, which have run in its interpreter, not yet on a GPU"
 
 
 def launcher(op: str) -> Callable[..., None] | None:

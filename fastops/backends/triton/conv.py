@@ -233,6 +233,8 @@ def _weight_grad(p: _C.ConvParams) -> Run:
     ci, co, taps = p.c // p.groups, p.k // p.groups, p.kernel[1] * p.kernel[2]
     pixels = p.n * p.out[1] * p.out[2]
     block = block_for(p, co, taps * ci)
+    if not p.channels_last or ci % 8 != 0:  # addresses of single elements, in registers
+        block = block._replace(depth=min(block.depth, 32))
     tiles = ceil_div(co, block.rows), ceil_div(taps * ci, block.columns)
     wanted = ceil_div(PROGRAMS, max(1, p.groups * tiles[0] * tiles[1]))
     rounds = max(4, ceil_div(ceil_div(pixels, block.depth), wanted))

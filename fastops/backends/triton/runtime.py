@@ -82,10 +82,8 @@ class Launch:
         if INTERPRETED or not _TAKES_ALL:
             self._compile_and_run(*tensors)
             return
-        key = (
-            torch._C._cuda_getDevice(),
-            *(None if t is None else t.data_ptr() % 16 == 0 for t in tensors),
-        )
+        aligned = (None if t is None else t.data_ptr() % 16 == 0 for t in tensors)
+        key = (triton.runtime.driver.active.get_current_device(), *aligned)
         compiled = self._compiled.get(key)
         if compiled is None:
             self._compiled[key] = self._compile_and_run(*tensors)

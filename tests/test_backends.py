@@ -1,0 +1,97 @@
+"""Which backend serves a call: the first that can, for a reason that is named; or the one that is forced."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import fastops
+import fastops.functional as F
+from fastops import _C, backends
+from fastops.backends import triton
+from fastops.doctor import _ops
+
+
+@pytest.fixture
+def gpu_backends(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """Choices are made anew, and forgotten."""
+    backends._choose.cache_clear()
+    yield monkeypatch  # type: ignore[misc]
+    monkeypatch.undo()
+    backends._choose.cache_clear()
+
+
+def replace(monkeypatch: pytest.MonkeyPatch, name: str, missing: str | None) -> None:
+    """A GPU backend that has every op, or is not there."""
+    changed = backends.BACKENDS[name]._replace(
+        launcher=lambda op: None if missing else print,
+        why_unavailable=lambda: missing,
+        describe=lambda: f"{name} kernels",
+    )
+    monkeypatch.setitem(backends.BACKENDS, name, changed)
+
+
+def test_cuda_before_triton(gpu_backends: pytest.MonkeyPatch) -> None:
+    replace(gpu_backends, "cuda", None)
+    replace(gpu_backends, "triton", None)
+    choice = backends.choose("conv", "cuda")
+    assert choice.backend == "cuda" and choice.reason == "cuda kernels"
+
+
+def test_triton_without_cuda(gpu_backends: pytest.MonkeyPatch) -> None:
+    replace(gpu_backends, "cuda", "not compiled in")
+    replace(gpu_backends, "triton", None)
+    choice = backends.choose("conv", "cuda")
+    assert choice.backend == "triton" and choice.reason == "cuda: not compiled in; triton kernels"
+
+
+def test_neither(gpu_backends: pytest.MonkeyPatch) -> None:
+    replace(gpu_backends, "cuda", "not compiled in")
+    replace(gpu_backends, "triton", "not installed")
+    with pytest.raises(NotImplementedError, match="cuda: not compiled in; triton: not installed"):
+        backends.choose("conv", "cuda")
+
+
+def test_forced(gpu_backends: pytest.MonkeyPatch) -> None:
+    replace(gpu_backends, "cuda", None)
+    replace(gpu_backends, "triton", None)
+    with fastops.backend("triton"):
+        assert backends.choose("conv", "cuda")[:2] == ("triton", "forced")
+        with pytest.raises(NotImplementedError, match="forced, works on cuda tensors"):
+            F.max_pool2d(torch.zeros(1, 1, 4, 4), 2)
+    gpu_backends.setattr(backends, "ENVIRONMENT", "triton")
+    backends._choose.cache_clear()
+    assert backends.choose("conv", "cuda").backend == "triton"
+    assert backends.choose("conv", "cpu").backend == "cpu"
+
+
+def test_forced_and_missing(gpu_backends: pytest.MonkeyPatch) -> None:
+    replace(gpu_backends, "cuda", None)
+    replace(gpu_backends, "triton", "not installed")
+    with fastops.backend("triton"), pytest.raises(NotImplementedError, match="'triton': not installed"):
+        backends.choose("conv", "cuda")
+
+
+@pytest.mark.parametrize(("value", "served"), [("triton", True), ("cpu", False)])
+def test_environment(value: str, served: bool) -> None:
+    environment = {**os.environ, "FASTOPS_BACKEND": value}
+    done = subprocess.run(
+        [sys.executable, "-c", "import fastops.functional"],
+        env=environment,
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode == 0) == served
+    assert served or "it is cuda or triton" in done.stderr
+
+
+def test_triton_has_every_op() -> None:
+    assert {*triton.FILES} == {
+        op for op in _ops(_C.cpu_baseline) if op not in ("batch_norm_stats", "batch_norm_apply")
+    }

@@ -17,6 +17,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,9 @@ def install_driver() -> Callable[[int], None]:
     BUILD.mkdir(parents=True, exist_ok=True)
     compiler = os.environ.get("CC", "gcc")
     sources = [HERE / "stub_driver.c", "-I", folder / "include"]
-    subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-Wl,-soname,libcuda.so.1", *sources, "-o", library], check=True)
+    subprocess.run(
+        [compiler, "-shared", "-fPIC", "-O1", "-Wl,-soname,libcuda.so.1", *sources, "-o", library], check=True
+    )
     os.environ["TRITON_LIBCUDA_PATH"] = str(BUILD)
     os.environ.setdefault("TRITON_CACHE_DIR", str(BUILD / "cache"))
     ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
@@ -149,6 +152,7 @@ def calls() -> Iterator[tuple[str, Callable[[], object]]]:
     import torch
 
     import fastops.functional as F
+    from fastops.ops import conv
 
     def both(function: Callable[..., Any], *shapes: tuple[int, ...], dtype: Any, last: bool) -> None:
         memory_format = torch.channels_last if last else torch.contiguous_format
@@ -156,6 +160,15 @@ def calls() -> Iterator[tuple[str, Callable[[], object]]]:
         tensors = [t.contiguous(memory_format=memory_format) if t.dim() == 4 else t for t in tensors]
         y = function(*(t.requires_grad_() for t in tensors))
         y.backward(torch.zeros_like(y))
+
+    def in_tf32(call: Callable[[], object]) -> None:
+        conv.tf32_allowed = lambda x: True  # as on a GPU
+        try:
+            call()
+        finally:
+            conv.tf32_allowed = allowed
+
+    allowed = conv.tf32_allowed
 
     def unpool(x: Any) -> Any:
         positions = torch.zeros_like(x, dtype=torch.int64, requires_grad=False)
@@ -193,10 +206,10 @@ def calls() -> Iterator[tuple[str, Callable[[], object]]]:
         for dtype in (torch.bfloat16, torch.float32, torch.float64):
             for last in (False, True):
                 what = f"{name}, {str(dtype)[6:]}, {'NHWC' if last else 'NCHW'}"
-                yield (
-                    what,
-                    lambda f=function, s=shapes, d=dtype, c=last: both(f, *s, dtype=d, last=c),
-                )
+                call = partial(both, function, *shapes, dtype=dtype, last=last)
+                yield what, call
+                if dtype is torch.float32 and name.startswith("conv"):
+                    yield f"{what}, TF32", partial(in_tf32, call)
     yield (
         "antialias, uint8, NHWC",
         lambda: F.interpolate(
@@ -218,6 +231,7 @@ def compile_all(architectures: list[int]) -> list[Kernel]:
     from fastops.backends.triton.runtime import Launch
 
     found: list[Kernel] = []
+    running = ""
     seen: set[str] = set()
     compile_and_run = Launch._compile_and_run
 
@@ -228,7 +242,7 @@ def compile_all(architectures: list[int]) -> list[Kernel]:
             kinds = "/".join(sorted({str(t.dtype)[6:] for t in tensors if t is not None}))
             tile = "×".join(str(v) for k, v in self.arguments.items() if re.fullmatch(r"B[PRCMNKS]", k))
             arch = ARCHITECTURES[triton.runtime.driver.active.get_current_device()]
-            found.append(read(compiled, self.kernel.__name__, arch, f"{kinds} {tile}, {what}"))
+            found.append(read(compiled, self.kernel.__name__, arch, f"{kinds} {tile}, {running}"))
         return compiled
 
     Launch._compile_and_run = recording  # type: ignore[method-assign]
@@ -238,6 +252,7 @@ def compile_all(architectures: list[int]) -> list[Kernel]:
         for arch in architectures:
             choose(arch)
             for what, call in calls():
+                running = what
                 call()
                 call()  # by the cached runner
     return found
@@ -274,17 +289,19 @@ def table(kernels: list[Kernel]) -> str:
     lines = [
         "# What Triton makes of our kernels",
         "",
-        "Written by `python -m tests.triton_offline`, without a GPU: each op at every configuration that ships,",
-        "compiled on the way through Triton's own launch path. Accesses of 16 bytes and instructions of the",
-        "tensor cores: in how many of the configurations.",
+        "Written by `python -m tests.triton_offline`, without a GPU: each op at every configuration that",
+        "ships, compiled on the way through Triton's own launch path. Accesses of 16 bytes and instructions",
+        "of the tensor cores: in how many of the configurations.",
         "",
-        "| kernel | for | configurations | registers | shared memory | spills | 16-byte loads | 16-byte stores "
-        "| mma | wgmma | tcgen05 |",
+        "| kernel | for | configurations | registers | shared memory | spills | 16-byte loads "
+        "| 16-byte stores | mma | wgmma | tcgen05 |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for (name, arch), some in sorted(groups.items()):
         registers, shared = [k.registers for k in some], [k.shared for k in some]
-        counts = [sum(k.sass[what] > 0 for k in some) for what in ("load", "store", "mma", "wgmma", "tcgen05")]
+        counts = [
+            sum(k.sass[what] > 0 for k in some) for what in ("load", "store", "mma", "wgmma", "tcgen05")
+        ]
         cells = [
             f"`{name}`", f"sm_{arch}", len(some), f"{min(registers)}–{max(registers)}",
             f"{min(shared)}–{max(shared)}", sum(bool(k.stack or k.sass["local"]) for k in some), *counts,

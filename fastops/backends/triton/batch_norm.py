@@ -234,6 +234,7 @@ def backward_kernel(
 
 # ---- launchers ----------------------------------------------------------------------------------
 
+
 def in_two(name: str, value: float) -> dict[str, float]:
     """A number as the sum of two of fp32, which is what kernels take numbers as."""
     most = float(np.float32(value))

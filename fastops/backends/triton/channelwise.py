@@ -108,9 +108,7 @@ class Slab:
         return Launch(kernel, ceil_div(self.c, 16), BS=PARTS, BC=16, **some, **constants)
 
     def map(self, kernel: Any, **constants: Any) -> Launch:
-        return Launch(
-            kernel, self.tiles * ceil_div(self.rows, self.block_r), **self.layout(), **constants
-        )
+        return Launch(kernel, self.tiles * ceil_div(self.rows, self.block_r), **self.layout(), **constants)
 
     def partials(self, like: Tensor, sums: int) -> Tensor:
         return torch.empty(sums * self.splits * self.c, dtype=torch.float64, device=like.device)

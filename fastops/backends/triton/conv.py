@@ -62,7 +62,10 @@ def conv_kernel(
             c = k - tap * CI
             th = tap // TAPS_W
             tw = tap % TAPS_W
-            ok = exists[:, None] & _inside(h0 + th * OFF_STEP_H, SOURCE_H, w0 + tw * OFF_STEP_W, SOURCE_W)[:, None]
+            ok = (
+                exists[:, None]
+                & _inside(h0 + th * OFF_STEP_H, SOURCE_H, w0 + tw * OFF_STEP_W, SOURCE_W)[:, None]
+            )
             a = tl.load(
                 rows[:, None] + (th * OFF_STEP_H * SH + tw * OFF_STEP_W * SW + c * SC)[None, :],
                 mask=ok, other=0,
@@ -203,8 +206,8 @@ def _product(p: _C.ConvParams, input_grad: bool) -> Run:
             W_GROUP=co * w_k, W_IN=w_k if input_grad else w_c, W_OUT=w_c if input_grad else w_k,
             W_H=h.tap_step * w_h, W_W=w.tap_step * w_w, PIXEL_TILES=tiles[0], CHANNEL_TILES=tiles[1],
             CI=inner, TAPS_H=h.taps, TAPS_W=w.taps, EVEN=inner % block.depth == 0,
-            RELU=p.relu and not input_grad, PRECISION=precision(p), INDEX=index_of(p), ACC=accumulator(p.dtype),
-            BM=block.rows, BN=block.columns, BK=block.depth,
+            RELU=p.relu and not input_grad, PRECISION=precision(p),
+            INDEX=index_of(p), ACC=accumulator(p.dtype), BM=block.rows, BN=block.columns, BK=block.depth,
         )  # fmt: skip
         # Where the phase's weights and results begin.
         w_from = h.tap0 * w_h + w.tap0 * w_w

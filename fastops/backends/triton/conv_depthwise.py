@@ -1,5 +1,7 @@
-"""Depthwise convolution, its input gradient and its weight gradient, in Triton: each channel of the result is
-a sum over taps of one channel of the source (in the input gradient: of those that the multiplier makes of it).
+"""Depthwise convolution, its input gradient and its weight gradient, in Triton.
+
+Each channel of the result is a sum over taps of one channel of the source (in the input gradient: of those
+that the multiplier makes of it).
 """
 
 from __future__ import annotations

@@ -16,9 +16,7 @@ from fastops.backends.triton.runtime import Launch, accumulator, accumulator_dty
 def axes(p: _C.ConvParams, input_grad: bool) -> Iterator[tuple[_C.TapAxis, _C.TapAxis]]:
     """(along h, along w) of each problem: one, or each phase of the input gradient's stride."""
     if not input_grad:
-        ends = (
-            (p.in_[a], p.out[a], p.kernel[a], p.stride[a], p.pad[a], p.dilation[a]) for a in (1, 2)
-        )
+        ends = ((p.in_[a], p.out[a], p.kernel[a], p.stride[a], p.pad[a], p.dilation[a]) for a in (1, 2))
         h, w = (_C.forward_taps(*axis) for axis in ends)
         yield h, w
         return
@@ -82,5 +80,6 @@ def finish_weight_grad(p: _C.ConvParams, splits: int) -> Launch:
     weights = p.k * ci * taps
     return Launch(
         finish_weight_grad_kernel, ceil_div(weights, 512), WEIGHTS=weights, SPLITS=splits, CI=ci, TAPS=taps,
-        CHANNELS_LAST=p.weight_channels_last, INDEX=index_type(weights + 512), ACC=accumulator(p.dtype), B=512,
+        CHANNELS_LAST=p.weight_channels_last, INDEX=index_type(weights + 512),
+        ACC=accumulator(p.dtype), B=512,
     )  # fmt: skip

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fastops import _C
 
-# Triton's interpreter runs kernels on CPU tensors, element by element; it is chosen before Triton is imported.
+# Triton's interpreter runs kernels on CPU tensors; it is chosen before Triton is imported.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 VERSION = tuple(map(int, triton.__version__.split("+")[0].split(".")[:2]))
 # From here on a compiled kernel takes all arguments of its function, constants included.

@@ -134,15 +134,15 @@ def repair() -> None:
             memory.add(argument.base)
         return convert(argument)
 
-    def masked_load(self: Any, pointers: Any, mask: Any, *rest: Any) -> Any:
+    def masked_load(self: Any, pointers: Any, mask: Any, *rest: Any, **named: Any) -> Any:
         memory.check("load", pointers, mask.data)
-        return load(self, pointers, mask, *rest)
+        return load(self, pointers, mask, *rest, **named)
 
-    def masked_store(self: Any, pointers: Any, value: Any, mask: Any, *rest: Any) -> Any:
+    def masked_store(self: Any, pointers: Any, value: Any, mask: Any, *rest: Any, **named: Any) -> Any:
         addresses = memory.check("store", pointers, mask.data)
         if pointers.data.size > 1:  # one number may come from every program: a report
             memory.stored.append(addresses)
-        return store(self, pointers, value, mask, *rest)
+        return store(self, pointers, value, mask, *rest, **named)
 
     def atomic_rmw(self: Any, operation: Any, pointers: Any, value: Any, mask: Any, *rest: Any) -> Any:
         memory.check("atomic", pointers, mask.data)

@@ -5,6 +5,7 @@ nothing (stub_driver.c); what was compiled for these launches is then read. In a
 
     python -m tests.triton_offline > docs/triton_resources.md
     python -m tests.triton_offline 90      # one architecture; exits with 1 where a rule is broken
+    python -m tests.triton_offline 90 conv # the calls that have this in their name
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ SASS = {
     "wgmma": r"\bHGMMA\b",
     "wgmma from registers": r"\bHGMMA\S* R\d+, R\d+",
     "tcgen05": r"\bUTC\w*MMA\b",
+    "tma": r"\bUTMALDG\b",
 }
 VECTORS = {
     "avg_pool_kernel": "load store",
@@ -54,8 +56,10 @@ VECTORS = {
     "depthwise_kernel": "load store",
     "depthwise_weight_grad_kernel": "load",
     "conv_kernel": "load store",
+    "conv_tma_kernel": "",
+    "weight_grad_tma_kernel": "load",
 }
-PRODUCTS = {"conv_kernel", "weight_grad_kernel"}
+PRODUCTS = {"conv_kernel", "weight_grad_kernel", "conv_tma_kernel", "weight_grad_tma_kernel"}
 
 
 def why_unavailable() -> str | None:
@@ -198,7 +202,7 @@ def calls() -> Iterator[tuple[str, Callable[[], object]]]:
         ),
         "depthwise 3×3": (lambda x, w: F.conv2d(x, w, padding=1, groups=64), image, (64, 1, 3, 3)),
         "conv 3×3": (lambda x, w, b: F.conv2d(x, w, b, padding=1), image, (64, 64, 3, 3), (64,)),
-        "conv 1×1 large": (lambda x, w: F.conv2d(x, w), (32, 128, 28, 28), (256, 128, 1, 1)),
+        "conv 1×1 large": (lambda x, w: F.conv2d(x, w), (64, 128, 28, 28), (256, 128, 1, 1)),
         "conv stem": (lambda x, w: F.conv2d(x, w, stride=2, padding=3), (2, 3, 64, 64), (64, 3, 7, 7)),
         "conv stride 2": (lambda x, w: F.conv2d(x, w, stride=2, padding=1), image, (32, 64, 3, 3)),
     }
@@ -221,8 +225,9 @@ def calls() -> Iterator[tuple[str, Callable[[], object]]]:
     )
 
 
-def compile_all(architectures: list[int]) -> list[Kernel]:
-    """Runs every call for every architecture; what was compiled on the way."""
+def compile_all(architectures: list[int], names: list[str]) -> list[Kernel]:
+    """Runs every call (of those whose name has one of the names, if any) for every architecture; what was
+    compiled on the way."""
     choose = install_driver()
     import triton
 
@@ -239,8 +244,9 @@ def compile_all(architectures: list[int]) -> list[Kernel]:
         compiled = compile_and_run(self, *tensors)
         if compiled.hash not in seen:
             seen.add(compiled.hash)
-            kinds = "/".join(sorted({str(t.dtype)[6:] for t in tensors if t is not None}))
-            tile = "×".join(str(v) for k, v in self.arguments.items() if re.fullmatch(r"B[PRCMNKS]", k))
+            memory = (getattr(t, "base", t) for t in tensors if t is not None)
+            kinds = "/".join(sorted({str(t.dtype)[6:] for t in memory}))
+            tile = "×".join(str(v) for k, v in self.arguments.items() if re.fullmatch(r"B[A-Z]", k))
             arch = ARCHITECTURES[triton.runtime.driver.active.get_current_device()]
             found.append(read(compiled, self.kernel.__name__, arch, f"{kinds} {tile}, {running}"))
         return compiled
@@ -252,6 +258,8 @@ def compile_all(architectures: list[int]) -> list[Kernel]:
         for arch in architectures:
             choose(arch)
             for what, call in calls():
+                if names and not any(name in what for name in names):
+                    continue
                 running = what
                 call()
                 call()  # by the cached runner
@@ -261,9 +269,9 @@ def compile_all(architectures: list[int]) -> list[Kernel]:
 def broken_rules(kernels: list[Kernel]) -> list[str]:
     broken = []
     for k in kernels:
-        where = f"{k.name} sm_{k.arch} ({k.options})"
+        where = f"{k.name} sm_{k.arch} ({k.options}; {k.registers} registers)"
         if k.stack or k.sass["local"]:
-            broken.append(f"{where}: local memory")
+            broken.append(f"{where}: {k.stack} bytes of local memory")
         if k.shared > MOST_SHARED[k.arch]:
             broken.append(f"{where}: {k.shared} bytes of shared memory")
         if k.notes:
@@ -274,6 +282,8 @@ def broken_rules(kernels: list[Kernel]) -> list[str]:
         for access in VECTORS.get(k.name, "").split() if narrow and "stem" not in k.options else ():
             if not k.sass[access]:
                 broken.append(f"{where}: no {access} of 16 bytes")
+        if "tma" in k.name and not k.sass["tma"]:
+            broken.append(f"{where}: no copy by TMA")
         if k.name in PRODUCTS and "bfloat16" in k.options:
             unit = {80: "mma", 90: "wgmma", 100: "tcgen05"}[k.arch]
             if not k.sass[unit] and not k.sass["mma"]:
@@ -294,13 +304,13 @@ def table(kernels: list[Kernel]) -> str:
         "of the tensor cores: in how many of the configurations.",
         "",
         "| kernel | for | configurations | registers | shared memory | spills | 16-byte loads "
-        "| 16-byte stores | mma | wgmma | tcgen05 |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| 16-byte stores | mma | wgmma | tcgen05 | TMA |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for (name, arch), some in sorted(groups.items()):
         registers, shared = [k.registers for k in some], [k.shared for k in some]
         counts = [
-            sum(k.sass[what] > 0 for k in some) for what in ("load", "store", "mma", "wgmma", "tcgen05")
+            sum(k.sass[what] > 0 for k in some) for what in ("load", "store", "mma", "wgmma", "tcgen05", "tma")
         ]
         cells = [
             f"`{name}`", f"sm_{arch}", len(some), f"{min(registers)}–{max(registers)}",
@@ -311,8 +321,9 @@ def table(kernels: list[Kernel]) -> str:
 
 
 def main() -> int:
-    architectures = [int(a) for a in sys.argv[1:]] or ARCHITECTURES
-    kernels = compile_all(architectures)
+    architectures = [int(a) for a in sys.argv[1:] if a.isdigit()] or ARCHITECTURES
+    names = [a for a in sys.argv[1:] if not a.isdigit()]
+    kernels = compile_all(architectures, names)
     print(table(kernels))
     broken = broken_rules(kernels)
     print("\n".join(broken), file=sys.stderr)

@@ -71,10 +71,11 @@ def launcher(op: str) -> Callable[..., None] | None:
     if op not in FILES or why_unavailable() is not None:
         return None
     prepare = getattr(importlib.import_module(f"{__name__}.{FILES[op]}"), op)
-    prepared: dict[int, Callable[..., None]] = {}
+    # By params and device: GPUs may differ.
+    prepared: dict[tuple[int, int], Callable[..., None]] = {}
 
-    def run_of(params: Any) -> Callable[..., None]:
-        key = id(params)
+    def run_of(index: int, params: Any) -> Callable[..., None]:
+        key = id(params), index
         run = prepared.get(key)
         if run is None:
             run = prepared[key] = prepare(params)
@@ -84,7 +85,7 @@ def launcher(op: str) -> Callable[..., None] | None:
     def run(index: int, params: Any, *tensors: Tensor | None) -> None:
         if op in REPORTS:
             tensors = (*tensors, native.report_of(index))
-        run_of(params)(*tensors)
+        run_of(index, params)(*tensors)
 
     def launch(params: Any, *tensors: Tensor | None) -> None:
         index = tensors[0].get_device()  # type: ignore[union-attr]  (there always is a first one)

@@ -8,6 +8,7 @@ are added up in a fixed order.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import triton
@@ -15,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastops import _C
-from fastops.backends.triton import conv_depthwise
+from fastops.backends.triton import conv_depthwise, conv_tma
 from fastops.backends.triton.conv_bias_grad import conv_bias_grad
 from fastops.backends.triton.conv_shared import axes, finish_weight_grad, index_of, new_partials, strides
 from fastops.backends.triton.geometry import place
@@ -24,6 +25,7 @@ from fastops.backends.triton.runtime import (
     Run,
     accumulator,
     ceil_div,
+    has_tma,
     memory_from,
     next_power_of_2,
 )
@@ -220,12 +222,29 @@ def _product(p: _C.ConvParams, input_grad: bool) -> Run:
     return run
 
 
+def _whichever(p: _C.ConvParams, pass_: _C.ConvPass, general: Run, tma: Callable[[], Run]) -> Run:
+    """The kernels for Hopper where the GPU, the params and the addresses allow, else the general ones."""
+    if not (has_tma() and conv_tma.serves(p, pass_)):
+        return general
+    by_tma = tma()
+
+    def run(*tensors: Tensor | None) -> None:
+        aligned = all(t is None or t.data_ptr() % 16 == 0 for t in tensors)
+        (by_tma if aligned else general)(*tensors)
+
+    return run
+
+
 def conv(p: _C.ConvParams) -> Run:
-    return conv_depthwise.conv(p) if conv_depthwise.serves(p) else _product(p, False)
+    if conv_depthwise.serves(p):
+        return conv_depthwise.conv(p)
+    return _whichever(p, _C.ConvPass.forward, _product(p, False), lambda: conv_tma.product(p, False))
 
 
 def conv_input_grad(p: _C.ConvParams) -> Run:
-    return conv_depthwise.conv_input_grad(p) if conv_depthwise.serves(p) else _product(p, True)
+    if conv_depthwise.serves(p):
+        return conv_depthwise.conv_input_grad(p)
+    return _whichever(p, _C.ConvPass.input_grad, _product(p, True), lambda: conv_tma.product(p, True))
 
 
 # Programs that fill a large GPU a few times over.
@@ -265,7 +284,10 @@ def _weight_grad(p: _C.ConvParams) -> Run:
 
 
 def conv_weight_grad(p: _C.ConvParams) -> Run:
-    of_w = conv_depthwise.weight_grad(p) if conv_depthwise.serves(p) else _weight_grad(p)
+    if conv_depthwise.serves(p):
+        of_w = conv_depthwise.weight_grad(p)
+    else:
+        of_w = _whichever(p, _C.ConvPass.weight_grad, _weight_grad(p), lambda: conv_tma.weight_grad(p))
     of_bias = conv_bias_grad(p)
 
     def run(dy: Tensor, x: Tensor, dw: Tensor, db: Tensor | None) -> None:

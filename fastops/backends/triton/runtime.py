@@ -51,6 +51,13 @@ def ceil_div(a: int, b: int) -> int:
     return -(-a // b)
 
 
+def has_tma() -> bool:
+    """Whether the current GPU copies tiles by itself, and Triton can have it do so; the interpreter can."""
+    if VERSION < (3, 4):
+        return False
+    return INTERPRETED or triton.runtime.driver.active.get_current_target().arch >= 90
+
+
 def memory_from(t: Tensor, element: int) -> Tensor:
     """The tensor's memory from an element on."""
     if element == 0:
@@ -76,13 +83,14 @@ class Launch:
         self._values = [arguments[name] for name in names]
         self._compiled: dict[Any, Any] = {}
 
-    def __call__(self, *tensors: Tensor | None) -> None:
+    def __call__(self, *tensors: Any) -> None:
         if self.grid[0] == 0:
             return
         if INTERPRETED or not _TAKES_ALL:
             self._compile_and_run(*tensors)
             return
-        aligned = (None if t is None else t.data_ptr() % 16 == 0 for t in tensors)
+        # (A tensor descriptor says for itself what code depends on.)
+        aligned = (t.data_ptr() % 16 if isinstance(t, Tensor) else t is None and "none" for t in tensors)
         key = (triton.runtime.driver.active.get_current_device(), *aligned)
         compiled = self._compiled.get(key)
         if compiled is None:
@@ -90,7 +98,7 @@ class Launch:
         else:
             compiled[self.grid](*tensors, *self._values)
 
-    def _compile_and_run(self, *tensors: Tensor | None) -> Any:
+    def _compile_and_run(self, *tensors: Any) -> Any:
         return self.kernel[self.grid](*tensors, **self.arguments, **self.options)
 
 

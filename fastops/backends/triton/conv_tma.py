@@ -1,0 +1,269 @@
+"""Dense convolution in 16-bit types and channels_last on Hopper, in Triton: tiles by TMA, products by wgmma.
+
+A tile of pixels is a box of the image, BI images × BH rows × BW columns × BC channels, and a tap is the box
+at an offset: what lies outside of the image comes as zeros. The product is W · Xᵀ, so that the box stays
+where TMA has put it, as wgmma's operand in shared memory; with pixels as rows it would go through registers,
+which Triton 3.6 overwrites while products are pending. For the same compiler the loop has a constant number
+of steps, or ptxas would have each product wait for the one before.
+
+256 pixels × 128 channels in steps of 64 read 48 KiB for 4.2 M multiply-adds; four stages are 192 KiB.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from fastops import _C
+from fastops.backends.triton.conv_shared import axes, finish_weight_grad, new_partials
+from fastops.backends.triton.runtime import Launch, Run, ceil_div
+
+
+@triton.jit
+def conv_tma_kernel(
+    source, w, result, bias, TILES_H, TILES_W, CHANNEL_TILES, CO, OFF_H, OFF_W, W_FROM, W_H, W_W,
+    OFF_STEP_H: tl.constexpr, OFF_STEP_W: tl.constexpr, TAPS_H: tl.constexpr, TAPS_W: tl.constexpr,
+    CI: tl.constexpr, HALVES: tl.constexpr, ACROSS: tl.constexpr, RELU: tl.constexpr,
+    T: tl.constexpr, BI: tl.constexpr, BH: tl.constexpr, BW: tl.constexpr, BN: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    """HALVES: a stride of 2, the image seen as pairs of rows and of columns. ACROSS: w is (CI, CO), not (CO,
+    CI), of each tap. W_FROM, W_H, W_W: elements of w's rows to the first tap, from tap to tap."""
+    program = tl.program_id(0)
+    k0 = program % CHANNEL_TILES * BN
+    tile = program // CHANNEL_TILES
+    q0 = tile % TILES_W * BW
+    tile = tile // TILES_W
+    p0 = tile % TILES_H * BH
+    n0 = tile // TILES_H * BI
+    STEPS: tl.constexpr = CI // BC
+    acc = tl.zeros((BN, BI * BH * BW), tl.float32)
+    for step in tl.range(0, TAPS_H * TAPS_W * STEPS):
+        tap = step // STEPS
+        c0 = (step - tap * STEPS) * BC
+        th = tap // TAPS_W
+        tw = tap - th * TAPS_W
+        h = OFF_H + th * OFF_STEP_H
+        v = OFF_W + tw * OFF_STEP_W
+        if HALVES:
+            x = source.load([n0, p0 + (h >> 1), h & 1, q0 + (v >> 1), (v & 1) * CI + c0])
+        else:
+            x = source.load([n0, p0 + h, q0 + v, c0])
+        from_w = W_FROM + th * W_H + tw * W_W
+        weights = w.load([c0, from_w + k0]).T if ACROSS else w.load([k0, from_w + c0])
+        acc = tl.dot(weights, x.reshape(BI * BH * BW, BC).T, acc)
+    if bias is not None:
+        k = k0 + tl.arange(0, BN)
+        acc += tl.load(bias + k, mask=k < CO, other=0).to(tl.float32)[:, None]
+    if RELU:
+        acc = tl.where(acc < 0, 0, acc)  # a NaN stays
+    result.store([n0, p0, q0, k0], acc.to(T).T.reshape(BI, BH, BW, BN))
+
+
+@triton.jit
+def weight_grad_tma_kernel(
+    dy, x, partials, TILES_H, TILES_W, ROW_TILES, COLUMN_TILES, N, P, Q, K, CI, OFF_H, OFF_W,
+    TAPS: tl.constexpr, TAPS_W: tl.constexpr, DILATION_H: tl.constexpr, DILATION_W: tl.constexpr,
+    ROUNDS: tl.constexpr, HALVES: tl.constexpr, INDEX: tl.constexpr,
+    BI: tl.constexpr, BH: tl.constexpr, BW: tl.constexpr, BN: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    """partials[split][k][tap][channel]. dy comes by its addresses: by TMA it would go through registers."""
+    program = tl.program_id(0)
+    k0 = program % ROW_TILES * BN
+    program = program // ROW_TILES
+    tap = program % TAPS
+    program = program // TAPS
+    c0 = program % COLUMN_TILES * BC
+    split = program // COLUMN_TILES
+    h = OFF_H + tap // TAPS_W * DILATION_H
+    v = OFF_W + tap % TAPS_W * DILATION_W
+    pixel = tl.arange(0, BI * BH * BW)
+    k = k0 + tl.arange(0, BN)
+    acc = tl.zeros((BN, BC), tl.float32)
+    for i in tl.range(0, ROUNDS):
+        tile = split * ROUNDS + i  # beyond the last image both are zeros
+        q0 = tile % TILES_W * BW
+        tile = tile // TILES_W
+        p0 = tile % TILES_H * BH
+        n0 = tile // TILES_H * BI
+        n = n0 + pixel // (BH * BW)
+        p = p0 + pixel // BW % BH
+        q = q0 + pixel % BW
+        exists = (n < N) & (p < P) & (q < Q)
+        at = (n.to(INDEX) * P + p) * Q + q
+        g = tl.load(dy + at[:, None] * K + k[None, :], mask=exists[:, None] & (k < K)[None, :], other=0)
+        if HALVES:
+            box = x.load([n0, p0 + (h >> 1), h & 1, q0 + (v >> 1), (v & 1) * CI + c0])
+        else:
+            box = x.load([n0, p0 + h, q0 + v, c0])
+        acc = tl.dot(g.T, box.reshape(BI * BH * BW, BC), acc)
+    c = c0 + tl.arange(0, BC)
+    to = ((split * K + k).to(INDEX)[:, None] * TAPS + tap) * CI + c[None, :]
+    tl.store(partials + to, acc, mask=(k < K)[:, None] & (c < CI)[None, :])
+
+
+# ---- launchers ----------------------------------------------------------------------------------
+
+
+class Box(NamedTuple):
+    """A tile of pixels: images × rows × columns."""
+
+    images: int
+    rows: int
+    columns: int
+
+
+def box_of(pixels: int, n: int, height: int, width: int) -> Box:
+    """The box of so many pixels, a power of 2, of which the fewest cover the images; the widest of these."""
+
+    def boxes() -> Iterator[Box]:
+        for columns in (64, 32, 16, 8, 4):
+            for rows in (1 << i for i in range(9)):
+                if columns * rows <= pixels:
+                    yield Box(pixels // (columns * rows), rows, columns)
+
+    return min(
+        boxes(), key=lambda b: ceil_div(n, b.images) * ceil_div(height, b.rows) * ceil_div(width, b.columns)
+    )
+
+
+def depth_of(channels: int) -> int:
+    """Channels of a step: as many as divide them."""
+    return next((depth for depth in (64, 32, 16) if channels % depth == 0), 0)
+
+
+def is_halved(p: _C.ConvParams) -> bool:
+    """A stride of 2, of an image that consists of pairs."""
+    return p.stride[1:] == (2, 2) and p.in_[1] % 2 == 0 and p.in_[2] % 2 == 0
+
+
+def serves(p: _C.ConvParams, pass_: _C.ConvPass) -> bool:
+    """Whether TMA can read the tensors: channels of whole 16 bytes, w in channels_last, a stride that a view
+    has."""
+    channels_last = p.channels_last and (p.weight_channels_last or p.kernel[1] * p.kernel[2] == 1)
+    if not channels_last or p.dtype not in (_C.DType.bf16, _C.DType.f16) or p.groups != 1:
+        return False
+    if 0 in (p.n, p.c, p.k, *p.in_, *p.out) or max(p.n, *p.in_, *p.out) * 4 >= 2**31:
+        return False
+    if pass_ == _C.ConvPass.input_grad:
+        # Every phase has a tap, or its results would not be written.
+        covered = all(p.kernel[a] >= p.stride[a] and p.dilation[a] == 1 for a in (1, 2))
+        return p.c % 8 == 0 and depth_of(p.k) > 0 and (covered or p.stride[1:] == (1, 1))
+    strided = p.stride[1:] == (1, 1) or is_halved(p)
+    inner = depth_of(p.c) > 0
+    return p.k % 8 == 0 and inner and strided
+
+
+def _image(
+    t: Tensor, size: tuple[int, ...], strides: list[int], block: tuple[int, ...], from_: int = 0
+) -> Any:
+    """An image (n, h, w, c) to read or write boxes of, from an element on."""
+    return TensorDescriptor(_at(t, from_), list(size), strides, list(block))
+
+
+def _dense(h: int, w: int, c: int, step_h: int = 1, step_w: int = 1) -> list[int]:
+    """Strides of (n, h, w, c), of every step-th row and column."""
+    return [h * w * c, step_h * w * c, step_w * c, 1]
+
+
+def _at(t: Tensor, element: int) -> Tensor:
+    return t.as_strided((t.numel() - element,), (1,), t.storage_offset() + element)
+
+
+def _halved(t: Tensor, n: int, h: int, w: int, c: int, box: Box, depth: int) -> Any:
+    """The image as pairs of rows and of columns: (n, h / 2, 2, w / 2, 2 · c)."""
+    strides = [h * w * c, 2 * w * c, w * c, 2 * c, 1]
+    block = [box.images, box.rows, 1, box.columns, depth]
+    return TensorDescriptor(_at(t, 0), [n, h // 2, 2, w // 2, 2 * c], strides, block)
+
+
+def _element(p: _C.ConvParams) -> tl.dtype:
+    return tl.bfloat16 if p.dtype == _C.DType.bf16 else tl.float16
+
+
+def product(p: _C.ConvParams, input_grad: bool) -> Run:
+    """y, or dx."""
+    ends = (p.c, *p.in_[1:]), (p.k, *p.out[1:])
+    (ci, *from_size), (co, *to_size) = ends[::-1] if input_grad else ends
+    halves = not input_grad and is_halved(p)
+    depth, weights = depth_of(ci), [p.k, p.kernel[1] * p.kernel[2] * p.c]
+    launches = []
+    for h, w in axes(p, input_grad):
+        large = p.n * h.grid * w.grid >= 256 * 132 and co > 64
+        columns, pixels = (128, 256) if large else (64 if co <= 64 else 128, 128)
+        box = box_of(pixels, p.n, h.grid, w.grid)
+        tiles = ceil_div(p.n, box.images), ceil_div(h.grid, box.rows), ceil_div(w.grid, box.columns)
+        channel_tiles = ceil_div(co, columns)
+        launch = Launch(
+            conv_tma_kernel, tiles[0] * tiles[1] * tiles[2] * channel_tiles,
+            warps=8 if large else 4, stages=4,
+            TILES_H=tiles[1], TILES_W=tiles[2], CHANNEL_TILES=channel_tiles, CO=co,
+            OFF_H=h.off0, OFF_W=w.off0, W_FROM=(h.tap0 * p.kernel[2] + w.tap0) * p.c,
+            W_H=h.tap_step * p.kernel[2] * p.c, W_W=w.tap_step * p.c,
+            OFF_STEP_H=h.off_step, OFF_STEP_W=w.off_step, TAPS_H=h.taps, TAPS_W=w.taps,
+            CI=ci, HALVES=halves, ACROSS=input_grad, RELU=p.relu and not input_grad, T=_element(p),
+            BI=box.images, BH=box.rows, BW=box.columns, BN=columns, BC=depth,
+        )  # fmt: skip
+        w_block = [depth, columns] if input_grad else [columns, depth]
+        to = (
+            (p.n, h.grid, w.grid, co),
+            _dense(*to_size, co, h.out_step, w.out_step),
+            (*box, columns),
+            (h.out0 * to_size[1] + w.out0) * co,
+        )
+        launches.append((launch, box, w_block, to))
+
+    def run(source: Tensor, w: Tensor, bias: Tensor | None, result: Tensor) -> None:
+        of_w: Any
+        for launch, box, w_block, to in launches:
+            of_w = TensorDescriptor(_at(w, 0), weights, [weights[1], 1], w_block)
+            if halves:
+                of_x = _halved(source, p.n, *from_size, ci, box, depth)
+            else:
+                of_x = _image(source, (p.n, *from_size, ci), _dense(*from_size, ci), (*box, depth))
+            launch(of_x, of_w, _image(result, *to), bias)
+
+    return run
+
+
+# Programs that fill a large GPU a few times over.
+PROGRAMS = 528
+
+
+def weight_grad(p: _C.ConvParams) -> Run:
+    """Without the sums of dy."""
+    taps, box = p.kernel[1] * p.kernel[2], box_of(64, p.n, p.out[1], p.out[2])
+    tiles = ceil_div(p.n, box.images), ceil_div(p.out[1], box.rows), ceil_div(p.out[2], box.columns)
+    rows, columns = 64 if p.k <= 64 else 128, min(128, depth_of(p.c) * (2 if p.c % 128 == 0 else 1))
+    row_tiles, column_tiles = ceil_div(p.k, rows), ceil_div(p.c, columns)
+    count = tiles[0] * tiles[1] * tiles[2]
+    wanted = ceil_div(PROGRAMS, row_tiles * column_tiles * taps)
+    # A power of 2: the compiled loop has its number of rounds, of which there should be few different ones.
+    rounds = 4
+    while rounds * wanted < count:
+        rounds *= 2
+    splits = ceil_div(count, rounds)
+    launch = Launch(
+        weight_grad_tma_kernel, splits * row_tiles * column_tiles * taps, stages=4,
+        TILES_H=tiles[1], TILES_W=tiles[2], ROW_TILES=row_tiles, COLUMN_TILES=column_tiles,
+        N=p.n, P=p.out[1], Q=p.out[2], K=p.k, CI=p.c, OFF_H=-p.pad[1], OFF_W=-p.pad[2],
+        TAPS=taps, TAPS_W=p.kernel[2], DILATION_H=p.dilation[1], DILATION_W=p.dilation[2],
+        ROUNDS=rounds, HALVES=is_halved(p), INDEX=tl.int64,
+        BI=box.images, BH=box.rows, BW=box.columns, BN=rows, BC=columns,
+    )  # fmt: skip
+    finish = finish_weight_grad(p, splits)
+
+    def run(dy: Tensor, x: Tensor, dw: Tensor) -> None:
+        partials = new_partials(p, splits, dw)
+        if is_halved(p):
+            of_x = _halved(x, p.n, *p.in_[1:], p.c, box, columns)
+        else:
+            of_x = _image(x, (p.n, *p.in_[1:], p.c), _dense(*p.in_[1:], p.c), (*box, columns))
+        launch(dy, of_x, partials)
+        finish(partials, dw)
+
+    return run

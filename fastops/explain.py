@@ -125,15 +125,20 @@ def explain(
         )
     if gpu is not None and gpu not in GPUS:
         raise ValueError(f"explain: unknown GPU {gpu!r}; known: {', '.join(map(repr, GPUS))}")
-    on = GPUS[gpu] if gpu else _C.cuda.device() if where.type == "cuda" and _C.cuda_version else None
     kind = "channels_last" if layout.format_of(x) is layout.CHANNELS_LAST else "contiguous"
     lines = [f"{type(what).__name__} of {tuple(x.shape)}, {x.dtype}, {kind}, on {gpu or where}"]
     for op, params in raw_ops(what, x):
         choice = None if gpu else choose(op, where.type)
         lines.append(f"  {op}" + (f": {choice.backend} ({choice.reason})" if choice else ""))
-        if on is not None and op in PASSES:
+        if gpu or (choice and choice.backend == "cuda"):
+            on = GPUS[gpu] if gpu else _C.cuda.device()
             for name, plan in conv_plans(op, _with_precision(params), on):
                 lines.append(f"    {name}: {plan_line(plan)}")
+        elif choice and choice.backend == "triton":
+            from fastops.backends.triton import conv_plan
+
+            for pass_ in PASSES.get(op, ()):
+                lines.append(f"    {pass_.name}: {conv_plan.plan(_with_precision(params), pass_)}")
     if len(lines) == 1:
         lines.append("  no kernels of fastops: convert the layers first, or construct fastops' own")
     return "\n".join(lines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -14,6 +15,9 @@ from fastops import _C
 from fastops import backends as _backends
 from fastops.backends import native
 from tests import interpreter, simt
+
+# What somebody has tuned on this machine is not tested.
+os.environ["FASTOPS_TUNED"] = os.devnull
 
 # The CPU kernels of the other instruction sets that this processor has.
 for _isa in _C.usable_isas():
@@ -75,7 +79,7 @@ def threads() -> Iterator[None]:
 def pytest_itemcollected(item: Any) -> None:
     """What takes the interpreter seconds, it does in the long sweep only."""
     case = getattr(getattr(item, "callspec", None), "params", {}).get("case")
-    if interpreter.IS_ON and (getattr(case, "large", False) or "gradcheck" in item.name):
+    if interpreter.IS_ON and (getattr(case, "large", False) or interpreter.SLOW.search(item.name)):
         item.add_marker("long")
 
 

@@ -14,6 +14,7 @@ What the interpreter does not do as a GPU does is repaired here, and what a GPU 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,10 @@ import numpy as np
 
 IS_ON = os.environ.get("TRITON_INTERPRET") == "1"
 NAME = "triton-interpreted"
+# Cases that it takes seconds for: many programs, or many taps in turn. In the long sweep only.
+SLOW = re.compile(
+    r"gradcheck|(70x9x9|260x1x3|2x64x2x2|19x12x37).*nchw|x9000|x4300|kernel_size=13|64x257|129x131|37x5x33"
+)
 
 
 def launcher(op: str) -> Callable[..., None] | None:
@@ -117,9 +122,10 @@ def repair() -> None:
     # ---- range()
     patch = interpreter._patch_lang_tensor
 
-    def patch_tensor(tensor: Any, scope: Any) -> None:
-        patch(tensor, scope)
-        scope.set_attr(tensor, "__index__", lambda self: int(np.asarray(self.handle.data).reshape(-1)[0]))
+    def patch_tensor(tensor: Any, *scope: Any) -> None:  # before Triton 3.6 there is no scope
+        patch(tensor, *scope)
+        set_attribute = scope[0].set_attr if scope else setattr
+        set_attribute(tensor, "__index__", lambda self: int(np.asarray(self.handle.data).reshape(-1)[0]))
 
     interpreter._patch_lang_tensor = patch_tensor
 

@@ -77,6 +77,21 @@ def test_forced_and_missing(gpu_backends: pytest.MonkeyPatch) -> None:
         backends.choose("conv", "cuda")
 
 
+@pytest.mark.skipif(triton.why_unavailable() is not None, reason=str(triton.why_unavailable()))
+def test_explain_says_by_which_triton_kernels(gpu_backends: pytest.MonkeyPatch) -> None:
+    from fastops.backends.triton import conv_plan
+
+    replace(gpu_backends, "cuda", "not compiled in")
+    replace(gpu_backends, "triton", None)
+    gpu_backends.setattr(conv_plan, "has_tma", lambda: True)
+    layer = fastops.Conv2d(64, 128, 3, padding=1).bfloat16().to(memory_format=torch.channels_last)
+    x = torch.empty(32, 64, 56, 56, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
+    text = fastops.explain(layer, x, device="cuda")
+    assert "conv: triton (cuda: not compiled in; triton kernels)" in text
+    assert "    forward: tma kernel 256×128×64, 8 warps, 4 stages" in text
+    assert "    weight_grad: tma kernel 128×64×64, 4 warps, 4 stages" in text
+
+
 @pytest.mark.parametrize(("value", "served"), [("triton", True), ("cpu", False)])
 def test_environment(value: str, served: bool) -> None:
     environment = {**os.environ, "FASTOPS_BACKEND": value}

@@ -40,8 +40,14 @@ def interpret(*arguments: str) -> None:
 
 
 def test_interpreted() -> None:
-    """Every case of the suite in both layouts, against torch; a narrow dtype and one of each width."""
-    interpret("tests/test_against_torch.py", "-k", "test_values and (float32 or bfloat16)")
+    """Every case of the suite against torch, contiguous in fp32 and channels_last in bf16; without those that
+    take the interpreter seconds."""
+    some = "test_values and ((float32 and nchw) or (bfloat16 and nhwc))"
+    interpret("tests/test_against_torch.py", "-k", some)
+
+
+def test_interpreted_tma() -> None:
+    interpret("tests/test_conv_triton.py")
 
 
 @pytest.mark.long
@@ -50,11 +56,20 @@ def test_interpreted_long() -> None:
     interpret("tests/test_against_torch.py", "tests/test_properties.py", "-m", "long or not long")
 
 
-def test_launch_path() -> None:
-    """Every op at every configuration, for Hopper: compiles, launches, and keeps the rules."""
+@pytest.mark.long
+def test_launch_path_long() -> None:
+    """Every op at every configuration, for every architecture."""
     if (reason := triton_offline.why_unavailable()) is not None:
         pytest.skip(reason)
-    done = run("-m", "tests.triton_offline", "90")
+    done = run("-m", "tests.triton_offline")
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_launch_path() -> None:
+    """Every op in bf16 and TF32, for Hopper: compiles, launches, and keeps the rules."""
+    if (reason := triton_offline.why_unavailable()) is not None:
+        pytest.skip(reason)
+    done = run("-m", "tests.triton_offline", "90", "bfloat16", "TF32", "uint8")
     assert done.returncode == 0, done.stderr[-3000:]
     # The kernels of the table, which has what one version of Triton made of them.
     known = set(re.findall(r"^\| `(\w+)` \| sm_90", TABLE.read_text(), re.MULTILINE))

@@ -42,8 +42,8 @@ FILES = {
 }
 # Those that get a word where kernels report an invalid index.
 REPORTS = {"max_unpool"}
-# The oldest Triton that the kernels work with: torch 2.6 brings it.
-OLDEST = (3, 2)
+# The oldest Triton that the kernels work with: torch 2.7 brings it.
+OLDEST = (3, 3)
 
 
 @lru_cache(maxsize=1)

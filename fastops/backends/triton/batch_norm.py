@@ -13,7 +13,15 @@ import triton.language as tl
 from torch import Tensor
 
 from fastops import _C
-from fastops.backends.triton.channelwise import Slab, element, my_channels, number, parameter, total
+from fastops.backends.triton.channelwise import (
+    Slab,
+    element,
+    multiply_add,
+    my_channels,
+    number,
+    parameter,
+    total,
+)
 from fastops.backends.triton.runtime import Run, accumulator
 
 # ---- what kernels share -------------------------------------------------------------------------
@@ -22,7 +30,7 @@ from fastops.backends.triton.runtime import Run, accumulator
 @triton.jit
 def affine(x, residual, mean, scale, bias, T: tl.constexpr):
     """y before the ReLU, as it is stored: each kernel that asks gets the same bits."""
-    z = tl.fma(x - mean, scale, bias)
+    z = multiply_add(x - mean, scale, bias)
     if residual is not None:
         z += residual
     return z.to(T)
@@ -228,7 +236,7 @@ def backward_kernel(
         v = g * scale
         if slopes is not None:  # in evaluation nothing of x may come in, which may be infinite
             slope = tl.load(slopes + channel, mask=exists, other=0)
-            v += tl.fma(centred, slope, tl.load(slopes + C + channel, mask=exists, other=0))
+            v += multiply_add(centred, slope, tl.load(slopes + C + channel, mask=exists, other=0))
         tl.store(dx + at, v.to(dx.dtype.element_ty), mask=inside)
 
 

@@ -30,6 +30,12 @@ def number(n, T: tl.constexpr):
 
 
 @triton.jit
+def multiply_add(a, b, c):
+    """a · b + c, rounded once; b and c may have fewer dimensions of size > 1."""
+    return tl.fma(a, tl.broadcast_to(b, a.shape), tl.broadcast_to(c, a.shape))
+
+
+@triton.jit
 def element(row, channel, C, S, LAST: tl.constexpr):
     """Where an element lies; S: elements of a plane."""
     if LAST:

@@ -1,232 +1,28 @@
-"""Convolution of any shape, its input gradient and its weight gradient, in Triton: csrc/conv.h.
-
-Products of matrices whose operands are gathered: a row is a pixel, a step of the sum is (tap, channel). The
-input gradient has the same form for each phase of the stride (csrc/geometry.h: TapAxis), so one kernel
-serves both; no product with an inserted zero is made. The weight gradient sums over pixels, in parts that
-are added up in a fixed order.
-"""
+"""The convolution's raw ops in Triton: csrc/conv.h. conv_plan.py says by which kernels."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
-
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from fastops import _C
-from fastops.backends.triton import conv_depthwise, conv_tma
+from fastops.backends.triton import conv_depthwise, conv_gather, conv_tma
 from fastops.backends.triton.conv_bias_grad import conv_bias_grad
-from fastops.backends.triton.conv_shared import axes, finish_weight_grad, index_of, new_partials, strides
-from fastops.backends.triton.geometry import place
-from fastops.backends.triton.runtime import (
-    Launch,
-    Run,
-    accumulator,
-    ceil_div,
-    has_tma,
-    memory_from,
-    next_power_of_2,
-)
+from fastops.backends.triton.conv_plan import Plan, gather_plan, plan
+from fastops.backends.triton.runtime import Run
 
 
-@triton.jit
-def conv_kernel(
-    source, w, bias, result, PIXELS, GRID_H, GRID_W, SOURCE_H, SOURCE_W, CO,
-    SN, SH, SW, SC, RN, RH, RW, RC,
-    STEP_H, STEP_W, OFF_H, OFF_W, OFF_STEP_H, OFF_STEP_W,
-    W_GROUP, W_IN, W_OUT, W_H, W_W, PIXEL_TILES, CHANNEL_TILES,
-    CI: tl.constexpr, TAPS_H: tl.constexpr, TAPS_W: tl.constexpr, EVEN: tl.constexpr, RELU: tl.constexpr,
-    PRECISION: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
-):  # fmt: skip
-    """SN … SC, RN … RC: elements from image to image, row, column and channel of source and result."""
-    program = tl.program_id(0).to(INDEX)
-    # Neighbouring programs have the channels of the same pixels.
-    column = program % CHANNEL_TILES
-    program = program // CHANNEL_TILES
-    group = program // PIXEL_TILES
-    pixel = (program - group * PIXEL_TILES) * BM + tl.arange(0, BM)
-    exists = pixel < PIXELS
-    n, gh, gw = place(pixel, GRID_H, GRID_W)
-    h0 = gh * STEP_H + OFF_H
-    w0 = gw * STEP_W + OFF_W
-    rows = source + n * SN + h0 * SH + w0 * SW + group * CI * SC
-    co = column * BN + tl.arange(0, BN)
-    columns = w + group * W_GROUP + co * W_OUT
-    acc = tl.zeros((BM, BN), ACC)
-    STEPS: tl.constexpr = TAPS_H * TAPS_W * CI // BK if EVEN else (TAPS_H * TAPS_W * CI + BK - 1) // BK
-    for step in range(STEPS):
-        k = step * BK + tl.arange(0, BK)
-        if EVEN:  # all of one tap
-            tap = step // (CI // BK)
-            c = k - tap * CI
-            th = tap // TAPS_W
-            tw = tap % TAPS_W
-            ok = (
-                exists[:, None]
-                & _inside(h0 + th * OFF_STEP_H, SOURCE_H, w0 + tw * OFF_STEP_W, SOURCE_W)[:, None]
-            )
-            a = tl.load(
-                rows[:, None] + (th * OFF_STEP_H * SH + tw * OFF_STEP_W * SW + c * SC)[None, :],
-                mask=ok, other=0,
-            )  # fmt: skip
-            b = tl.load(
-                columns[None, :] + (c * W_IN + th * W_H + tw * W_W)[:, None],
-                mask=(co < CO)[None, :], other=0,
-            )  # fmt: skip
-        else:
-            tap = k // CI
-            c = k % CI
-            th = tap // TAPS_W
-            tw = tap % TAPS_W
-            some = k < TAPS_H * TAPS_W * CI
-            ok = _inside(
-                h0[:, None] + (th * OFF_STEP_H)[None, :], SOURCE_H,
-                w0[:, None] + (tw * OFF_STEP_W)[None, :], SOURCE_W,
-            )  # fmt: skip
-            a = tl.load(
-                rows[:, None] + (th * OFF_STEP_H * SH + tw * OFF_STEP_W * SW + c * SC)[None, :],
-                mask=ok & exists[:, None] & some[None, :], other=0,
-            )  # fmt: skip
-            b = tl.load(
-                columns[None, :] + (c * W_IN + th * W_H + tw * W_W)[:, None],
-                mask=(co < CO)[None, :] & some[:, None], other=0,
-            )  # fmt: skip
-        acc = tl.dot(a, b, acc, input_precision=PRECISION, out_dtype=ACC)
-    if bias is not None:
-        acc += tl.load(bias + group * CO + co, mask=co < CO, other=0).to(ACC)[None, :]
-    if RELU:
-        acc = tl.where(acc < 0, 0, acc)  # a NaN stays
-    to = result + n[:, None] * RN + gh[:, None] * RH + gw[:, None] * RW + (group * CO + co)[None, :] * RC
-    tl.store(to, acc.to(result.dtype.element_ty), mask=exists[:, None] & (co < CO)[None, :])
-
-
-@triton.jit
-def _inside(h, H, w, W):
-    return (h >= 0) & (h < H) & (w >= 0) & (w < W)
-
-
-@triton.jit
-def weight_grad_kernel(
-    dy, x, partials, PIXELS, SHARE, P, Q, H, W, CI, CO, K,
-    YN, YH, YW, YC, XN, XH, XW, XC,
-    STRIDE_H, STRIDE_W, PAD_H, PAD_W, DILATION_H, DILATION_W, ROW_TILES, COLUMN_TILES, GROUPS,
-    TAPS: tl.constexpr, TAPS_W: tl.constexpr, ROUNDS: tl.constexpr,
-    PRECISION: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
-):  # fmt: skip
-    """partials[split][k][tap][channel of the group]: rows are output channels, columns (tap, channel)."""
-    program = tl.program_id(0).to(INDEX)
-    column = program % COLUMN_TILES
-    program = program // COLUMN_TILES
-    row = program % ROW_TILES
-    program = program // ROW_TILES
-    group = program % GROUPS
-    split = program // GROUPS
-    k = row * BM + tl.arange(0, BM)
-    j = column * BN + tl.arange(0, BN)
-    tap = j // CI
-    c = j - tap * CI
-    dh = (tap // TAPS_W) * DILATION_H - PAD_H
-    dw = (tap % TAPS_W) * DILATION_W - PAD_W
-    some_k = k < CO
-    some_j = tap < TAPS
-    rows = dy + (group * CO + k) * YC
-    columns = x + (group * CI + c) * XC
-    end = tl.minimum(split * SHARE + SHARE, PIXELS)
-    acc = tl.zeros((BM, BN), ACC)
-    for step in range(ROUNDS):
-        pixel = split * SHARE + step * BK + tl.arange(0, BK)
-        exists = pixel < end
-        n, p, q = place(pixel, P, Q)
-        a = tl.load(
-            rows[:, None] + (n * YN + p * YH + q * YW)[None, :],
-            mask=some_k[:, None] & exists[None, :], other=0,
-        )  # fmt: skip
-        h = (p * STRIDE_H)[:, None] + dh[None, :]
-        w = (q * STRIDE_W)[:, None] + dw[None, :]
-        b = tl.load(
-            columns[None, :] + (n * XN)[:, None] + h * XH + w * XW,
-            mask=exists[:, None] & some_j[None, :] & _inside(h, H, w, W), other=0,
-        )  # fmt: skip
-        acc = tl.dot(a, b, acc, input_precision=PRECISION, out_dtype=ACC)
-    to = partials + ((split * K + group * CO + k) * (TAPS * CI))[:, None] + j[None, :]
-    tl.store(to, acc, mask=some_k[:, None] & some_j[None, :])
-
-
-# ---- launchers ----------------------------------------------------------------------------------
-
-
-def precision(p: _C.ConvParams) -> str:
-    return "tf32" if p.dtype == _C.DType.f32 and p.tf32 else "ieee"
-
-
-class Block(NamedTuple):
-    """A tile of the product: rows × columns in steps of `depth`."""
-
-    rows: int
-    columns: int
-    depth: int
-    warps: int
-    stages: int
-
-
-def block_for(p: _C.ConvParams, rows: int, columns: int) -> Block:
-    """Large tiles where there is enough to do; on the ordinary cores small ones, which fit into registers."""
-    if p.dtype == _C.DType.f64 or (p.dtype == _C.DType.f32 and not p.tf32):
-        return Block(32, 32, 16, 4, 2)
-    depth = 32 if p.dtype == _C.DType.f32 else 64
-    bm = 128 if rows >= 128 * 64 else 64 if rows >= 64 else 32
-    bn = 128 if columns >= 128 and rows >= 128 * 128 else min(64, max(16, next_power_of_2(columns)))
-    return Block(bm, bn, depth, 8 if bm * bn >= 128 * 128 else 4, 3)
-
-
-def _product(p: _C.ConvParams, input_grad: bool) -> Run:
-    ci, co = p.c // p.groups, p.k // p.groups
-    taps = p.kernel[1] * p.kernel[2]
-    w_k, w_c, w_h, w_w = (
-        (taps * ci, 1, p.kernel[2] * ci, ci) if p.weight_channels_last else (ci * taps, taps, p.kernel[2], 1)
-    )
-    ends = (p.c, *p.in_[1:]), (p.k, *p.out[1:])
-    (from_c, *from_size), (to_c, *to_size) = ends[::-1] if input_grad else ends
-    inner, outer = (co, ci) if input_grad else (ci, co)
-    sn, sh, sw, sc = strides(p.channels_last, from_c, *from_size)
-    rn, rh, rw, rc = strides(p.channels_last, to_c, *to_size)
-    launches = []
-    for h, w in axes(p, input_grad):
-        pixels = p.n * h.grid * w.grid
-        block = block_for(p, pixels, outer)
-        tiles = ceil_div(pixels, block.rows), ceil_div(outer, block.columns)
-        launch = Launch(
-            conv_kernel, p.groups * tiles[0] * tiles[1], warps=block.warps, stages=block.stages,
-            PIXELS=pixels, GRID_H=h.grid, GRID_W=w.grid, SOURCE_H=h.source, SOURCE_W=w.source, CO=outer,
-            SN=sn, SH=sh, SW=sw, SC=sc, RN=rn, RH=h.out_step * rh, RW=w.out_step * rw, RC=rc,
-            STEP_H=h.step, STEP_W=w.step, OFF_H=h.off0, OFF_W=w.off0,
-            OFF_STEP_H=h.off_step, OFF_STEP_W=w.off_step,
-            W_GROUP=co * w_k, W_IN=w_k if input_grad else w_c, W_OUT=w_c if input_grad else w_k,
-            W_H=h.tap_step * w_h, W_W=w.tap_step * w_w, PIXEL_TILES=tiles[0], CHANNEL_TILES=tiles[1],
-            CI=inner, TAPS_H=h.taps, TAPS_W=w.taps, EVEN=inner % block.depth == 0,
-            RELU=p.relu and not input_grad, PRECISION=precision(p),
-            INDEX=index_of(p), ACC=accumulator(p.dtype), BM=block.rows, BN=block.columns, BK=block.depth,
-        )  # fmt: skip
-        # Where the phase's weights and results begin.
-        w_from = h.tap0 * w_h + w.tap0 * w_w
-        launches.append((launch, w_from, h.out0 * rh + w.out0 * rw))
-
-    def run(source: Tensor, w: Tensor, bias: Tensor | None, result: Tensor) -> None:
-        for launch, w_from, to in launches:
-            launch(source, memory_from(w, w_from), bias, memory_from(result, to))
-
-    return run
-
-
-def _whichever(p: _C.ConvParams, pass_: _C.ConvPass, general: Run, tma: Callable[[], Run]) -> Run:
-    """The kernels for Hopper where the GPU, the params and the addresses allow, else the general ones."""
-    if not (has_tma() and conv_tma.serves(p, pass_)):
-        return general
-    by_tma = tma()
+def planned(p: _C.ConvParams, pass_: _C.ConvPass, plan: Plan) -> Run:
+    """One pass by a given plan; of the weight gradient without the bias's."""
+    input_grad, weight = pass_ == _C.ConvPass.input_grad, pass_ == _C.ConvPass.weight_grad
+    if plan.kernel == "depthwise":
+        of_x = conv_depthwise.conv_input_grad if input_grad else conv_depthwise.conv
+        return conv_depthwise.weight_grad(p) if weight else of_x(p)
+    if plan.kernel == "gather":
+        if weight:
+            return conv_gather.weight_grad(p, plan.block)
+        return conv_gather.product_of(p, input_grad, plan.block)
+    by_tma = conv_tma.weight_grad(p, plan.block) if weight else conv_tma.product(p, input_grad, plan.block)
+    general = planned(p, pass_, gather_plan(p, pass_))
 
     def run(*tensors: Tensor | None) -> None:
         aligned = all(t is None or t.data_ptr() % 16 == 0 for t in tensors)
@@ -236,58 +32,15 @@ def _whichever(p: _C.ConvParams, pass_: _C.ConvPass, general: Run, tma: Callable
 
 
 def conv(p: _C.ConvParams) -> Run:
-    if conv_depthwise.serves(p):
-        return conv_depthwise.conv(p)
-    return _whichever(p, _C.ConvPass.forward, _product(p, False), lambda: conv_tma.product(p, False))
+    return planned(p, _C.ConvPass.forward, plan(p, _C.ConvPass.forward))
 
 
 def conv_input_grad(p: _C.ConvParams) -> Run:
-    if conv_depthwise.serves(p):
-        return conv_depthwise.conv_input_grad(p)
-    return _whichever(p, _C.ConvPass.input_grad, _product(p, True), lambda: conv_tma.product(p, True))
-
-
-# Programs that fill a large GPU a few times over.
-PROGRAMS = 528
-
-
-def _weight_grad(p: _C.ConvParams) -> Run:
-    ci, co, taps = p.c // p.groups, p.k // p.groups, p.kernel[1] * p.kernel[2]
-    pixels = p.n * p.out[1] * p.out[2]
-    block = block_for(p, co, taps * ci)
-    if not p.channels_last or ci % 8 != 0:  # addresses of single elements, in registers
-        block = block._replace(depth=min(block.depth, 32))
-    tiles = ceil_div(co, block.rows), ceil_div(taps * ci, block.columns)
-    wanted = ceil_div(PROGRAMS, max(1, p.groups * tiles[0] * tiles[1]))
-    rounds = max(4, ceil_div(ceil_div(pixels, block.depth), wanted))
-    splits = ceil_div(pixels, rounds * block.depth)
-    yn, yh, yw, yc = strides(p.channels_last, p.k, *p.out[1:])
-    xn, xh, xw, xc = strides(p.channels_last, p.c, *p.in_[1:])
-    launch = Launch(
-        weight_grad_kernel, splits * p.groups * tiles[0] * tiles[1], warps=block.warps, stages=block.stages,
-        PIXELS=pixels, SHARE=rounds * block.depth, P=p.out[1], Q=p.out[2], H=p.in_[1], W=p.in_[2],
-        CI=ci, CO=co, K=p.k, YN=yn, YH=yh, YW=yw, YC=yc, XN=xn, XH=xh, XW=xw, XC=xc,
-        STRIDE_H=p.stride[1], STRIDE_W=p.stride[2], PAD_H=p.pad[1], PAD_W=p.pad[2],
-        DILATION_H=p.dilation[1], DILATION_W=p.dilation[2],
-        ROW_TILES=tiles[0], COLUMN_TILES=tiles[1], GROUPS=p.groups, TAPS=taps, TAPS_W=p.kernel[2],
-        ROUNDS=rounds, PRECISION=precision(p), INDEX=index_of(p), ACC=accumulator(p.dtype),
-        BM=block.rows, BN=block.columns, BK=block.depth,
-    )  # fmt: skip
-    finish = finish_weight_grad(p, splits)
-
-    def run(dy: Tensor, x: Tensor, dw: Tensor) -> None:
-        partials = new_partials(p, splits, dw)
-        launch(dy, x, partials)
-        finish(partials, dw)
-
-    return run
+    return planned(p, _C.ConvPass.input_grad, plan(p, _C.ConvPass.input_grad))
 
 
 def conv_weight_grad(p: _C.ConvParams) -> Run:
-    if conv_depthwise.serves(p):
-        of_w = conv_depthwise.weight_grad(p)
-    else:
-        of_w = _whichever(p, _C.ConvPass.weight_grad, _weight_grad(p), lambda: conv_tma.weight_grad(p))
+    of_w = planned(p, _C.ConvPass.weight_grad, plan(p, _C.ConvPass.weight_grad))
     of_bias = conv_bias_grad(p)
 
     def run(dy: Tensor, x: Tensor, dw: Tensor, db: Tensor | None) -> None:

@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastops import _C
-from fastops.backends.triton.channelwise import my_channels
+from fastops.backends.triton.channelwise import multiply_add, my_channels
 from fastops.backends.triton.conv_shared import axes, finish_weight_grad, index_of, new_partials, strides
 from fastops.backends.triton.geometry import place, tile
 from fastops.backends.triton.runtime import (
@@ -41,6 +41,7 @@ def depthwise_kernel(
     if not LAST:  # images of one channel
         channel = n % CHANNELS
         n = n // CHANNELS
+    known = channel < CHANNELS
     h0 = gh * STEP_H + OFF_H
     w0 = gw * STEP_W + OFF_W
     acc = tl.zeros((BP, BC), ACC)
@@ -59,10 +60,10 @@ def depthwise_kernel(
                 x = w0 + j * OFF_STEP_W
                 inside = exists & (h >= 0) & (h < SOURCE_H) & (x >= 0) & (x < SOURCE_W)
                 v = tl.load(image + h * SH + x * SW, mask=inside, other=0).to(ACC)
-                k = tl.load(filter + (i * TAP_H + j * TAP_W), mask=inside, other=0).to(ACC)
-                acc = tl.fma(v, k + tl.zeros((BP, BC), ACC), acc)
+                k = tl.load(filter + (i * TAP_H + j * TAP_W), mask=known, other=0).to(ACC)
+                acc = multiply_add(v, k, acc)
     if bias is not None:
-        acc += tl.load(bias + channel, mask=exists, other=0).to(ACC)
+        acc += tl.load(bias + channel, mask=known, other=0).to(ACC)
     if RELU:
         acc = tl.where(acc < 0, 0, acc)  # a NaN stays
     to = result + n * RN + gh * RH + gw * RW + channel * RC
@@ -93,16 +94,12 @@ def depthwise_weight_grad_kernel(
         inside = exists & (row < end) & (h >= 0) & (h < H) & (w >= 0) & (w < W)
         g = tl.load(dy + n * YN + p * YH + q * YW + channel * YC, mask=inside, other=0).to(ACC)
         at = n * XN + h * XH + w * XW + channel // MULTIPLIER * XC
-        acc = tl.fma(g, tl.load(x + at, mask=inside, other=0).to(ACC), acc)
+        acc = multiply_add(g, tl.load(x + at, mask=inside, other=0).to(ACC), acc)
     to = partials + (split * C + channel) * TAPS + tap
     tl.store(to, tl.sum(acc, 0)[None, :], mask=exists)
 
 
 # ---- launchers ----------------------------------------------------------------------------------
-
-
-def serves(p: _C.ConvParams) -> bool:
-    return p.groups == p.c and p.c > 1
 
 
 def _product(p: _C.ConvParams, input_grad: bool) -> Run:

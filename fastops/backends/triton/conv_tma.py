@@ -17,11 +17,16 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from fastops import _C
+from fastops.backends.triton.conv_plan import Block, is_halved
 from fastops.backends.triton.conv_shared import axes, finish_weight_grad, new_partials
-from fastops.backends.triton.runtime import Launch, Run, ceil_div
+from fastops.backends.triton.runtime import Launch, Run, ceil_div, next_power_of_2
+
+try:
+    from triton.tools.tensor_descriptor import TensorDescriptor
+except ImportError:  # before Triton 3.4; runtime.has_tma() says so
+    TensorDescriptor = None
 
 
 @triton.jit
@@ -131,33 +136,6 @@ def box_of(pixels: int, n: int, height: int, width: int) -> Box:
     )
 
 
-def depth_of(channels: int) -> int:
-    """Channels of a step: as many as divide them."""
-    return next((depth for depth in (64, 32, 16) if channels % depth == 0), 0)
-
-
-def is_halved(p: _C.ConvParams) -> bool:
-    """A stride of 2, of an image that consists of pairs."""
-    return p.stride[1:] == (2, 2) and p.in_[1] % 2 == 0 and p.in_[2] % 2 == 0
-
-
-def serves(p: _C.ConvParams, pass_: _C.ConvPass) -> bool:
-    """Whether TMA can read the tensors: channels of whole 16 bytes, w in channels_last, a stride that a view
-    has."""
-    channels_last = p.channels_last and (p.weight_channels_last or p.kernel[1] * p.kernel[2] == 1)
-    if not channels_last or p.dtype not in (_C.DType.bf16, _C.DType.f16) or p.groups != 1:
-        return False
-    if 0 in (p.n, p.c, p.k, *p.in_, *p.out) or max(p.n, *p.in_, *p.out) * 4 >= 2**31:
-        return False
-    if pass_ == _C.ConvPass.input_grad:
-        # Every phase has a tap, or its results would not be written.
-        covered = all(p.kernel[a] >= p.stride[a] and p.dilation[a] == 1 for a in (1, 2))
-        return p.c % 8 == 0 and depth_of(p.k) > 0 and (covered or p.stride[1:] == (1, 1))
-    strided = p.stride[1:] == (1, 1) or is_halved(p)
-    inner = depth_of(p.c) > 0
-    return p.k % 8 == 0 and inner and strided
-
-
 def _image(
     t: Tensor, size: tuple[int, ...], strides: list[int], block: tuple[int, ...], from_: int = 0
 ) -> Any:
@@ -185,22 +163,21 @@ def _element(p: _C.ConvParams) -> tl.dtype:
     return tl.bfloat16 if p.dtype == _C.DType.bf16 else tl.float16
 
 
-def product(p: _C.ConvParams, input_grad: bool) -> Run:
+def product(p: _C.ConvParams, input_grad: bool, tile: Block) -> Run:
     """y, or dx."""
     ends = (p.c, *p.in_[1:]), (p.k, *p.out[1:])
     (ci, *from_size), (co, *to_size) = ends[::-1] if input_grad else ends
     halves = not input_grad and is_halved(p)
-    depth, weights = depth_of(ci), [p.k, p.kernel[1] * p.kernel[2] * p.c]
+    columns, depth = tile.columns, tile.depth
+    weights = [p.k, p.kernel[1] * p.kernel[2] * p.c]
     launches = []
     for h, w in axes(p, input_grad):
-        large = p.n * h.grid * w.grid >= 256 * 132 and co > 64
-        columns, pixels = (128, 256) if large else (64 if co <= 64 else 128, 128)
-        box = box_of(pixels, p.n, h.grid, w.grid)
+        box = box_of(tile.rows, p.n, h.grid, w.grid)
         tiles = ceil_div(p.n, box.images), ceil_div(h.grid, box.rows), ceil_div(w.grid, box.columns)
         channel_tiles = ceil_div(co, columns)
         launch = Launch(
             conv_tma_kernel, tiles[0] * tiles[1] * tiles[2] * channel_tiles,
-            warps=8 if large else 4, stages=4,
+            warps=tile.warps, stages=tile.stages,
             TILES_H=tiles[1], TILES_W=tiles[2], CHANNEL_TILES=channel_tiles, CO=co,
             OFF_H=h.off0, OFF_W=w.off0, W_FROM=(h.tap0 * p.kernel[2] + w.tap0) * p.c,
             W_H=h.tap_step * p.kernel[2] * p.c, W_W=w.tap_step * p.c,
@@ -234,21 +211,20 @@ def product(p: _C.ConvParams, input_grad: bool) -> Run:
 PROGRAMS = 528
 
 
-def weight_grad(p: _C.ConvParams) -> Run:
+def weight_grad(p: _C.ConvParams, tile: Block) -> Run:
     """Without the sums of dy."""
-    taps, box = p.kernel[1] * p.kernel[2], box_of(64, p.n, p.out[1], p.out[2])
+    taps, box = p.kernel[1] * p.kernel[2], box_of(tile.depth, p.n, p.out[1], p.out[2])
     tiles = ceil_div(p.n, box.images), ceil_div(p.out[1], box.rows), ceil_div(p.out[2], box.columns)
-    rows, columns = 64 if p.k <= 64 else 128, min(128, depth_of(p.c) * (2 if p.c % 128 == 0 else 1))
+    rows, columns = tile.rows, tile.columns
     row_tiles, column_tiles = ceil_div(p.k, rows), ceil_div(p.c, columns)
     count = tiles[0] * tiles[1] * tiles[2]
     wanted = ceil_div(PROGRAMS, row_tiles * column_tiles * taps)
     # A power of 2: the compiled loop has its number of rounds, of which there should be few different ones.
-    rounds = 4
-    while rounds * wanted < count:
-        rounds *= 2
+    rounds = max(4, next_power_of_2(ceil_div(count, wanted)))
     splits = ceil_div(count, rounds)
     launch = Launch(
-        weight_grad_tma_kernel, splits * row_tiles * column_tiles * taps, stages=4,
+        weight_grad_tma_kernel, splits * row_tiles * column_tiles * taps, warps=tile.warps,
+        stages=tile.stages,
         TILES_H=tiles[1], TILES_W=tiles[2], ROW_TILES=row_tiles, COLUMN_TILES=column_tiles,
         N=p.n, P=p.out[1], Q=p.out[2], K=p.k, CI=p.c, OFF_H=-p.pad[1], OFF_W=-p.pad[2],
         TAPS=taps, TAPS_W=p.kernel[2], DILATION_H=p.dilation[1], DILATION_W=p.dilation[2],

@@ -17,9 +17,6 @@ from fastops import _C
 # Triton's interpreter runs kernels on CPU tensors; it is chosen before Triton is imported.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 VERSION = tuple(map(int, triton.__version__.split("+")[0].split(".")[:2]))
-# From here on a compiled kernel takes all arguments of its function, constants included.
-_TAKES_ALL = VERSION >= (3, 3)
-
 Run = Callable[..., None]
 
 
@@ -86,7 +83,7 @@ class Launch:
     def __call__(self, *tensors: Any) -> None:
         if self.grid[0] == 0:
             return
-        if INTERPRETED or not _TAKES_ALL:
+        if INTERPRETED:
             self._compile_and_run(*tensors)
             return
         # (A tensor descriptor says for itself what code depends on.)

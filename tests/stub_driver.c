@@ -1,6 +1,7 @@
-// A libcuda.so.1 that launches nothing: with it Triton's own launch path runs on a machine without a GPU, from
-// Python to cuLaunchKernelEx. It has a GPU of each kind that the kernels are compiled for, and refuses what a
-// GPU would refuse: too much shared memory, an empty grid or one too large, a tensor map against the rules.
+// A libcuda.so.1 that launches nothing: with it Triton's own launch path runs on a machine without a GPU,
+// from Python to cuLaunchKernelEx. It has a GPU of each kind that the kernels are compiled for, and refuses
+// what a GPU would refuse: too much shared memory, an empty grid or one too large, a tensor map against the
+// rules.
 #include <stdint.h>
 #include <string.h>
 
@@ -88,14 +89,17 @@ API CUresult cuTensorMapEncodeTiled(CUtensorMap* map, CUtensorMapDataType type, 
   memset(map, 0, sizeof *map);
   if (rank < 1 || rank > 5 || (uintptr_t)base % 16 != 0) return CUDA_ERROR_INVALID_VALUE;
   for (cuuint32_t i = 0; i < rank; ++i) {
-    if (size[i] < 1 || size[i] > (cuuint64_t)1 << 32 || box[i] < 1 || box[i] > 256) return CUDA_ERROR_INVALID_VALUE;
+    if (size[i] < 1 || size[i] > (cuuint64_t)1 << 32 || box[i] < 1 || box[i] > 256)
+      return CUDA_ERROR_INVALID_VALUE;
     if (i + 1 < rank && (stride[i] % 16 != 0 || stride[i] >> 40 != 0)) return CUDA_ERROR_INVALID_VALUE;
   }
   return CUDA_SUCCESS;
 }
-API CUresult cuLaunchKernelEx(const CUlaunchConfig* config, CUfunction function, void** arguments, void** extra) {
+API CUresult cuLaunchKernelEx(const CUlaunchConfig* config, CUfunction function, void** arguments,
+                              void** extra) {
   ++launches;
-  const int fits = config->sharedMemBytes <= 232448 && config->gridDimX > 0 && config->gridDimX <= 0x7fffffff &&
-                   config->gridDimY == 1 && config->gridDimZ == 1 && config->blockDimX <= 1024;
+  const int fits = config->sharedMemBytes <= 232448 && config->gridDimX > 0 &&
+                   config->gridDimX <= 0x7fffffff && config->gridDimY == 1 && config->gridDimZ == 1 &&
+                   config->blockDimX <= 1024;
   return fits ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
 }

@@ -77,7 +77,21 @@ def test_forced_and_missing(gpu_backends: pytest.MonkeyPatch) -> None:
         backends.choose("conv", "cuda")
 
 
-@pytest.mark.skipif(triton.why_unavailable() is not None, reason=str(triton.why_unavailable()))
+needs_triton = pytest.mark.skipif(triton.why_unavailable() is not None, reason=str(triton.why_unavailable()))
+
+
+@needs_triton
+def test_triton_refuses_numbers_of_taps() -> None:
+    """What CUDA's max pooling keeps for its own backward."""
+    params = _C.PoolParams(n=1, c=1, in_=(1, 4, 4), out=(1, 2, 2), positions=_C.IndexType.u8)
+    for op in ("gather", "scatter_add"):
+        launcher = triton.launcher(op)
+        assert launcher is not None
+        with pytest.raises(NotImplementedError, match="'triton' cannot go on from there"):
+            launcher(params, torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 2, 2, dtype=torch.uint8))
+
+
+@needs_triton
 def test_explain_says_by_which_triton_kernels(gpu_backends: pytest.MonkeyPatch) -> None:
     from fastops.backends.triton import conv_plan
 

@@ -48,12 +48,14 @@ class Backend(NamedTuple):
     why_unavailable: Callable[[], str | None] = lambda: None
 
 
-# Backends by name; of those for a device type the first that has a kernel serves. Tests register more.
+# Backends by name. Tests register more, which serve where they are forced.
 BACKENDS: dict[str, Backend] = {
     "cpu": Backend(native.cpu_launcher, "cpu", native.describe_cpu),
     "cuda": Backend(native.cuda_launcher, "cuda", native.describe_cuda, native.why_no_cuda),
     "triton": Backend(triton.launcher, "cuda", triton.describe, triton.why_unavailable),
 }
+# Of these, for a device type, the first that has a kernel serves.
+SERVING = tuple(BACKENDS)
 # Those whose max pooling can say where maxima are in a byte: the number of the tap inside its window.
 NUMBERS_TAPS = {"cuda"}
 
@@ -117,14 +119,15 @@ def _choose(op: str, device_type: str, forced: str | None) -> Choice:
         why = backend.why_unavailable() or "it has no kernel for that"
         raise NotImplementedError(f"fastops: no kernel for {op} in the backend {forced!r}: {why}")
     reasons = []
-    for name, backend in BACKENDS.items():
+    backends = {name: BACKENDS[name] for name in SERVING}
+    for name, backend in backends.items():
         if backend.device_type != device_type:
             continue
         launcher = backend.launcher(op)
         if launcher is not None:
             return Choice(name, "; ".join([*reasons, backend.describe()]), launcher)
         reasons.append(f"{name}: {backend.why_unavailable() or 'no kernel for that'}")
-    supported = sorted({b.device_type for b in BACKENDS.values() if b.launcher(op)})
+    supported = sorted({b.device_type for b in backends.values() if b.launcher(op)})
     raise NotImplementedError(
         f"fastops: no kernel for {op} on {device_type} tensors"
         + (f" ({'; '.join(reasons)})" if reasons else "")

@@ -284,7 +284,16 @@ def max_pool(p: _C.PoolParams) -> Run:
     )
 
 
+def _flat_positions(p: _C.PoolParams) -> None:
+    if p.positions == _C.IndexType.u8:
+        raise NotImplementedError(
+            "fastops: these maxima were found by the backend 'cuda', in whose own form their positions are; "
+            "'triton' cannot go on from there"
+        )
+
+
 def gather(p: _C.PoolParams) -> Run:
+    _flat_positions(p)
     tiles = _tile(p, p.out)
     return Launch(
         gather_kernel,
@@ -297,6 +306,7 @@ def gather(p: _C.PoolParams) -> Run:
 
 
 def scatter_add(p: _C.PoolParams) -> Run:
+    _flat_positions(p)
     tiles = _tile(p, p.in_)
     return Launch(
         scatter_add_kernel,

@@ -9,9 +9,7 @@
 
 #define API __attribute__((visibility("default")))
 
-static int context, launches;
-
-API int stub_launches(void) { return launches; }
+static int context;
 
 API CUresult cuInit(unsigned flags) { return CUDA_SUCCESS; }
 API CUresult cuDriverGetVersion(int* version) {
@@ -97,7 +95,6 @@ API CUresult cuTensorMapEncodeTiled(CUtensorMap* map, CUtensorMapDataType type, 
 }
 API CUresult cuLaunchKernelEx(const CUlaunchConfig* config, CUfunction function, void** arguments,
                               void** extra) {
-  ++launches;
   const int fits = config->sharedMemBytes <= 232448 && config->gridDimX > 0 &&
                    config->gridDimX <= 0x7fffffff && config->gridDimY == 1 && config->gridDimZ == 1 &&
                    config->blockDimX <= 1024;

@@ -56,6 +56,8 @@ VECTORS = {
     "statistics_kernel": "load",
     "backward_sums_kernel": "load",
     "backward_kernel": "load store",
+    "double_kernel": "load store",
+    "double_sums_kernel": "load",
     "depthwise_kernel": "load store",
     "depthwise_weight_grad_kernel": "load",
     "conv_kernel": "load store",
@@ -168,6 +170,16 @@ def calls() -> Iterator[tuple[str, Callable[[], object]]]:
         y = function(*(t.requires_grad_() for t in tensors))
         y.backward(torch.zeros_like(y))
 
+    def twice(function: Callable[..., Any], *shapes: tuple[int, ...], dtype: Any, last: bool) -> None:
+        """The gradient's gradient, too."""
+
+        def gradient(*tensors: Any) -> Any:
+            y = function(*tensors)
+            dy = torch.zeros_like(y, requires_grad=True)
+            return torch.autograd.grad(y, tensors[0], dy, create_graph=True)[0]
+
+        both(gradient, *shapes, dtype=dtype, last=last)
+
     def in_tf32(call: Callable[[], object]) -> None:
         conv.tf32_allowed = lambda x: True  # as on a GPU
         try:
@@ -197,6 +209,15 @@ def calls() -> Iterator[tuple[str, Callable[[], object]]]:
             image,
         ),
         "batch_norm": (norm, image, (64,), (64,)),
+        "batch_norm fused": (
+            lambda x, r, w, b: F.batch_norm(
+                x, None, None, w, b, training=True, residual=r, activation="relu"
+            ),
+            image,
+            image,
+            (64,),
+            (64,),
+        ),
         "batch_norm in evaluation": (
             lambda x, mean, var: F.batch_norm(x, mean.detach(), var.detach()),
             image,
@@ -215,6 +236,8 @@ def calls() -> Iterator[tuple[str, Callable[[], object]]]:
                 what = f"{name}, {str(dtype)[6:]}, {'NHWC' if last else 'NCHW'}"
                 call = partial(both, function, *shapes, dtype=dtype, last=last)
                 yield what, call
+                if name in ("max_pool2d", "batch_norm"):
+                    yield f"{what}, twice", partial(twice, function, *shapes, dtype=dtype, last=last)
                 if dtype is torch.float32 and name.startswith("conv"):
                     yield f"{what}, TF32", partial(in_tf32, call)
     yield (

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fastops import _C
 from fastops.backends.triton.runtime import (
+    PROGRAMS,
     Launch,
     accumulator,
     accumulator_dtype,
@@ -75,8 +76,6 @@ def total(partials, channel, exists, SPLITS, C, BS: tl.constexpr, BC: tl.constex
 
 # ---- launchers ----------------------------------------------------------------------------------
 
-# Programs that fill a large GPU a few times over.
-PROGRAMS = 1024
 # Parts that the combining kernels take at once.
 PARTS = 32
 
@@ -111,7 +110,7 @@ class Slab:
     def combine(self, kernel: Any, **constants: Any) -> Launch:
         """For 16 channels a program."""
         some: dict[str, Any] = {"ROWS": self.rows, "C": self.c, "SPLITS": self.splits, "INDEX": self.index}
-        return Launch(kernel, ceil_div(self.c, 16), BS=PARTS, BC=16, **some, **constants)
+        return Launch(kernel, ceil_div(self.c, 16), warps=2, BS=PARTS, BC=16, **some, **constants)
 
     def map(self, kernel: Any, **constants: Any) -> Launch:
         return Launch(kernel, self.tiles * ceil_div(self.rows, self.block_r), **self.layout(), **constants)

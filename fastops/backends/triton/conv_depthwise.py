@@ -15,6 +15,7 @@ from fastops.backends.triton.channelwise import multiply_add, my_channels
 from fastops.backends.triton.conv_shared import axes, finish_weight_grad, index_of, new_partials, strides
 from fastops.backends.triton.geometry import place, tile
 from fastops.backends.triton.runtime import (
+    PROGRAMS,
     Launch,
     Run,
     Tile,
@@ -138,10 +139,6 @@ def conv(p: _C.ConvParams) -> Run:
 
 def conv_input_grad(p: _C.ConvParams) -> Run:
     return _product(p, True)
-
-
-# Programs that fill a large GPU a few times over.
-PROGRAMS = 1024
 
 
 def weight_grad(p: _C.ConvParams) -> Run:

@@ -17,6 +17,7 @@ from fastops.backends.triton.conv_plan import Block, precision
 from fastops.backends.triton.conv_shared import axes, finish_weight_grad, index_of, new_partials, strides
 from fastops.backends.triton.geometry import place
 from fastops.backends.triton.runtime import (
+    PROGRAMS,
     Launch,
     Run,
     accumulator,
@@ -200,10 +201,6 @@ def product_of(p: _C.ConvParams, input_grad: bool, block: Block) -> Run:
             launch(source, memory_from(w, w_from), bias, memory_from(result, to))
 
     return run
-
-
-# Programs that fill a large GPU a few times over.
-PROGRAMS = 528
 
 
 def weight_grad(p: _C.ConvParams, block: Block) -> Run:

@@ -15,12 +15,10 @@ from fastops.backends.triton.runtime import Launch, accumulator, accumulator_dty
 
 def axes(p: _C.ConvParams, input_grad: bool) -> Iterator[tuple[_C.TapAxis, _C.TapAxis]]:
     """(along h, along w) of each problem: one, or each phase of the input gradient's stride."""
+    ends = [(p.in_[a], p.out[a], p.kernel[a], p.stride[a], p.pad[a], p.dilation[a]) for a in (1, 2)]
     if not input_grad:
-        ends = ((p.in_[a], p.out[a], p.kernel[a], p.stride[a], p.pad[a], p.dilation[a]) for a in (1, 2))
-        h, w = (_C.forward_taps(*axis) for axis in ends)
-        yield h, w
+        yield _C.forward_taps(*ends[0]), _C.forward_taps(*ends[1])
         return
-    ends = ((p.in_[a], p.out[a], p.kernel[a], p.stride[a], p.pad[a], p.dilation[a]) for a in (1, 2))
     of_h, of_w = (
         [_C.input_grad_taps(*axis, phase) for phase in range(min(axis[3], axis[0]))] for axis in ends
     )

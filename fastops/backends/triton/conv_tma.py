@@ -21,7 +21,7 @@ from torch import Tensor
 from fastops import _C
 from fastops.backends.triton.conv_plan import Block, is_halved
 from fastops.backends.triton.conv_shared import axes, finish_weight_grad, new_partials
-from fastops.backends.triton.runtime import Launch, Run, ceil_div, next_power_of_2
+from fastops.backends.triton.runtime import PROGRAMS, Launch, Run, ceil_div, next_power_of_2
 
 try:
     from triton.tools.tensor_descriptor import TensorDescriptor
@@ -205,10 +205,6 @@ def product(p: _C.ConvParams, input_grad: bool, tile: Block) -> Run:
             launch(of_x, of_w, _image(result, *to), bias)
 
     return run
-
-
-# Programs that fill a large GPU a few times over.
-PROGRAMS = 528
 
 
 def weight_grad(p: _C.ConvParams, tile: Block) -> Run:

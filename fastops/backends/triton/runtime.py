@@ -19,6 +19,9 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 VERSION = tuple(map(int, triton.__version__.split("+")[0].split(".")[:2]))
 Run = Callable[..., None]
 
+# As many programs as sums are cut into: four for each multiprocessor of a large GPU.
+PROGRAMS = 528
+
 
 def accumulator(dtype: _C.DType) -> tl.dtype:
     """The type that sums of a dtype have."""

@@ -53,7 +53,8 @@ InterpolateTable transposed(const InterpolateTable& f, int64_t in, int64_t out) 
   for (int64_t o = 0; o < out; ++o)
     for (int32_t k = 0; k < f.count[o]; ++k) {
       const int64_t i = f.begin[o] + k;
-      t.weight[static_cast<size_t>(i * t.taps + o - first[i])] = f.weight[static_cast<size_t>(o * f.taps + k)];
+      t.weight[static_cast<size_t>(i * t.taps + o - first[i])] =
+          f.weight[static_cast<size_t>(o * f.taps + k)];
     }
   return t;
 }

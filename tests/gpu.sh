@@ -46,7 +46,10 @@ for name in ${STAGES:-build smoke primitives conformance large sanitizer benchma
       [ "${FASTOPS_BUILT:-}" = 1 ] && continue
       stage build 3600 "$python" setup.py -q build_ext --inplace || finish
       ;;
-    smoke) stage smoke 60 "$python" -m tests.smoke || finish ;;
+    smoke)
+      stage smoke 60 "$python" -m tests.smoke || finish
+      FASTOPS_BACKEND=triton stage triton 120 "$python" -m tests.smoke
+      ;;
     primitives) tests primitives 600 -m gpu tests/test_gpu.py tests/test_sm90.py ;;
     conformance) tests conformance 600 -m gpu "${workers[@]}" "$big" "$@" ;;
     large) tests large 300 -m gpu tests/test_large_tensors.py ;;

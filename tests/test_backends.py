@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,27 @@ def test_forced(gpu_backends: pytest.MonkeyPatch) -> None:
     backends._choose.cache_clear()
     assert backends.choose("conv", "cuda").backend == "triton"
     assert backends.choose("conv", "cpu").backend == "cpu"
+
+
+def test_backward_passes_in_autograd_s_threads_are_forced_too(gpu_backends: pytest.MonkeyPatch) -> None:
+    replace(gpu_backends, "cuda", None)
+    replace(gpu_backends, "triton", None)
+    found: list[str] = []
+
+    def elsewhere() -> None:
+        found.append(backends.choose("conv", "cuda").backend)
+
+    def in_a_thread() -> str:
+        thread = threading.Thread(target=elsewhere)
+        thread.start()
+        thread.join()
+        return found.pop()
+
+    with fastops.backend("triton"):
+        assert in_a_thread() == "cuda"  # somebody else's
+        gpu_backends.setattr(torch._C, "_current_graph_task_id", lambda: 0)
+        assert in_a_thread() == "triton"
+    assert in_a_thread() == "cuda"
 
 
 def test_forced_and_missing(gpu_backends: pytest.MonkeyPatch) -> None:

@@ -64,21 +64,38 @@ ENVIRONMENT = os.environ.get("FASTOPS_BACKEND")
 if ENVIRONMENT not in (None, "", *(name for name, b in BACKENDS.items() if b.device_type == "cuda")):
     raise ValueError(f"FASTOPS_BACKEND={ENVIRONMENT}: it is cuda or triton")
 
-# Per thread (and per task of asyncio). Backward passes on CPU tensors run in the thread that asks for
-# them; on a GPU autograd has threads of its own, which a forced backend does not reach.
+# Per thread (and per task of asyncio).
 _forced: ContextVar[str | None] = ContextVar("fastops_backend", default=None)
+# Backends for GPUs that are forced anywhere just now: autograd runs backward passes of GPU tensors in threads
+# of its own, which go by the latest.
+_forced_for_autograd: list[str] = []
 
 
 @contextmanager
 def backend(name: str) -> Iterator[None]:
-    """Within this context every call is served by the backend of that name, or raises."""
+    """Within this context every call is served by the backend of that name, or raises; backward passes that
+    run within it, too."""
     if name not in BACKENDS:
         raise ValueError(f"unknown backend {name!r}; there are {sorted(BACKENDS)}")
     token = _forced.set(name)
+    on_gpu = BACKENDS[name].device_type == "cuda"
+    if on_gpu:
+        _forced_for_autograd.append(name)
     try:
         yield
     finally:
         _forced.reset(token)
+        if on_gpu:
+            _forced_for_autograd.remove(name)
+
+
+def forced(device_type: str) -> str | None:
+    """The backend that is forced for calls on such tensors in this thread."""
+    name = _forced.get()
+    if name is None and _forced_for_autograd and device_type == "cuda":
+        in_a_backward_pass = torch._C._current_graph_task_id() != -1
+        return _forced_for_autograd[-1] if in_a_backward_pass else None
+    return name
 
 
 _RECORDER = "recorder"
@@ -137,13 +154,14 @@ def _choose(op: str, device_type: str, forced: str | None) -> Choice:
 
 def choose(op: str, device_type: str) -> Choice:
     """Which backend serves a raw op on a device type ('cpu', 'cuda', 'meta'), and why."""
-    return _choose(op, device_type, _forced.get())
+    return _choose(op, device_type, forced(device_type))
 
 
 def launch(op: str, params: Any, *tensors: Tensor | None) -> None:
     """Runs a raw op on tensors that are all on the first one's device."""
     first = tensors[0]
     assert first is not None
-    launcher = _choose(op, first.device.type, _forced.get()).launcher
+    device_type = first.device.type
+    launcher = _choose(op, device_type, forced(device_type)).launcher
     if launcher is not None:
         launcher(params, *tensors)

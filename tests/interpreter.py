@@ -165,5 +165,16 @@ def repair() -> None:
     interpreter.GridExecutor.__call__ = call
 
 
+def widen() -> None:
+    """Has every index computed in 64 bits, as of tensors beyond 2³¹ elements; before kernels are imported."""
+    import triton.language as tl
+
+    from fastops.backends.triton import runtime
+
+    runtime.index_type = lambda *numbers: tl.int64
+
+
 if IS_ON:
     repair()
+    if os.environ.get("FASTOPS_TEST_WIDE") == "1":
+        widen()

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from fastops import _C
 from fastops.backends import triton as kernels
 from tests import interpreter, triton_offline
 
@@ -34,8 +35,9 @@ def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def interpret(*arguments: str) -> None:
-    done = run("-m", "pytest", "-p", "no:cacheprovider", *arguments, TRITON_INTERPRET="1")
+def interpret(*arguments: str, **environment: str) -> None:
+    command = ("-m", "pytest", "-p", "no:cacheprovider", *arguments)
+    done = run(*command, TRITON_INTERPRET="1", **environment)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
 
 
@@ -44,6 +46,29 @@ def test_interpreted() -> None:
     take the interpreter seconds."""
     some = "test_values and ((float32 and nchw) or (bfloat16 and nhwc))"
     interpret("tests/test_against_torch.py", "-k", some)
+
+
+def test_interpreted_in_64_bits() -> None:
+    """A case of each family with the indices that tensors beyond 2³¹ elements have."""
+    some = "test_values and bfloat16 and (2x3x8x8 or 2x3x4x4 or 2x5x7x11 or 2x5x9x7 or 2x6x9x11 or 1x8x13x11)"
+    interpret("tests/test_against_torch.py", "-k", some, FASTOPS_TEST_WIDE="1")
+
+
+def test_indices_are_wide_where_32_bits_do_not_suffice() -> None:
+    from fastops.backends.triton import channelwise, conv_shared, interpolate, pool, runtime
+
+    large, small = (1, 2**16, 2**15), (1, 8, 8)
+    for size, wanted in ((large, "int64"), (small, "int32")):
+        shape = dict(n=1, c=1, in_=size, out=size)
+        kernel = dict(kernel=(1, 1, 1), stride=(1, 1, 1), pad=(0, 0, 0), dilation=(1, 1, 1))
+        found = [
+            pool._index(_C.PoolParams(**shape, **kernel)),
+            interpolate._index(_C.InterpolateParams(**shape), size[1:]),
+            conv_shared.index_of(_C.ConvParams(k=1, **shape, **kernel)),
+            channelwise.Slab(_C.DType.bf16, True, 1, 8, size[1] * size[2]).index,
+            runtime.index_type(2**31 - 2**16 if wanted == "int64" else 2**30),
+        ]
+        assert [str(t) for t in found] == [wanted] * len(found)
 
 
 def test_interpreted_tma() -> None:
@@ -58,11 +83,12 @@ def test_interpreted_long() -> None:
 
 @pytest.mark.long
 def test_launch_path_long() -> None:
-    """Every op at every configuration, for every architecture."""
+    """Every op at every configuration, also those that fastops.tune may choose, for every architecture."""
     if (reason := triton_offline.why_unavailable()) is not None:
         pytest.skip(reason)
-    done = run("-m", "tests.triton_offline")
-    assert done.returncode == 0, done.stderr[-3000:]
+    for calls in ([], ["candidates"]):
+        done = run("-m", "tests.triton_offline", *calls)
+        assert done.returncode == 0, done.stderr[-3000:]
 
 
 def test_launch_path() -> None:

@@ -6,6 +6,7 @@ nothing (stub_driver.c); what was compiled for these launches is then read. In a
     python -m tests.triton_offline > docs/triton_resources.md
     python -m tests.triton_offline 90      # one architecture; exits with 1 where a rule is broken
     python -m tests.triton_offline 90 conv # the calls that have this in their name
+    python -m tests.triton_offline candidates  # instead: what fastops.tune may choose
 """
 
 from __future__ import annotations
@@ -138,7 +139,7 @@ def read(compiled: Any, name: str, arch: int, options: str) -> Kernel:
     import triton
 
     tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-    path = BUILD / "kernel.cubin"
+    path = BUILD / f"{os.getpid()}.cubin"
     path.write_bytes(compiled.asm["cubin"])
     run = dict(capture_output=True, text=True, check=True)
     usage = subprocess.run([tools / "cuobjdump", "--dump-resource-usage", path], **run).stdout  # type: ignore[call-overload]
@@ -149,8 +150,15 @@ def read(compiled: Any, name: str, arch: int, options: str) -> Kernel:
     )
     kernel.sass = {what: len(re.findall(pattern, sass)) for what, pattern in SASS.items()}
     if kernel.sass["wgmma"]:  # ptxas says where it had to make them wait for each other
-        (BUILD / "kernel.ptx").write_text(compiled.asm["ptx"])
-        command = [tools / "ptxas", "-v", "--gpu-name=sm_90a", BUILD / "kernel.ptx", "-o", "/dev/null"]
+        (BUILD / f"{os.getpid()}.ptx").write_text(compiled.asm["ptx"])
+        command = [
+            tools / "ptxas",
+            "-v",
+            "--gpu-name=sm_90a",
+            BUILD / f"{os.getpid()}.ptx",
+            "-o",
+            "/dev/null",
+        ]
         said = subprocess.run(command, capture_output=True, text=True).stderr
         kernel.notes = re.findall(r"C75\d\d", said)
     return kernel
@@ -251,6 +259,28 @@ def calls() -> Iterator[tuple[str, Callable[[], object]]]:
     )
 
 
+def candidate_calls() -> Iterator[tuple[str, Callable[[], object]]]:
+    """What fastops.tune tries, for the current device."""
+    import torch
+
+    import fastops
+    from fastops import tune
+    from fastops.backends.triton import conv_plan
+    from fastops.backends.triton.conv import planned
+
+    for memory_format in (torch.channels_last, torch.contiguous_format):
+        module = fastops.Conv2d(128, 128, 3, padding=1).bfloat16().to(memory_format=memory_format)
+        x = torch.zeros(64, 128, 28, 28).bfloat16().contiguous(memory_format=memory_format)
+        for pass_, params in tune.convolutions(module, x):
+            tensors = tune.tensors_of(params, pass_, "cpu")
+            for plan in conv_plan.candidates(params, pass_, conv_plan.has_tma()):
+                layout = "NHWC" if params.channels_last else "NCHW"
+                yield (
+                    f"{pass_.name} by {plan}, bfloat16, {layout}",
+                    lambda a=(params, pass_, plan), t=tensors: planned(*a)(*t),
+                )
+
+
 def compile_all(architectures: list[int], names: list[str]) -> list[Kernel]:
     """Runs every call (of those whose name has one of the names, if any) for every architecture; what was
     compiled on the way."""
@@ -283,8 +313,9 @@ def compile_all(architectures: list[int], names: list[str]) -> list[Kernel]:
     with fastops.backend(name):
         for arch in architectures:
             choose(arch)
-            for what, call in calls():
-                if names and not any(name in what for name in names):
+            candidates = names == ["candidates"]
+            for what, call in candidate_calls() if candidates else calls():
+                if names and not candidates and not any(name in what for name in names):
                     continue
                 running = what
                 call()

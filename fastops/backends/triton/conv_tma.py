@@ -11,7 +11,7 @@ of steps, or ptxas would have each product wait for the one before.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import triton
@@ -21,7 +21,7 @@ from torch import Tensor
 from fastops import _C
 from fastops.backends.triton.conv_plan import Block, is_halved
 from fastops.backends.triton.conv_shared import axes, finish_weight_grad, new_partials
-from fastops.backends.triton.runtime import PROGRAMS, Launch, Run, ceil_div, next_power_of_2
+from fastops.backends.triton.runtime import PROGRAMS, Launch, Run, ceil_div, memory_from, next_power_of_2
 
 try:
     from triton.tools.tensor_descriptor import TensorDescriptor
@@ -136,27 +136,38 @@ def box_of(pixels: int, n: int, height: int, width: int) -> Box:
     )
 
 
-def _image(
-    t: Tensor, size: tuple[int, ...], strides: list[int], block: tuple[int, ...], from_: int = 0
-) -> Any:
-    """An image (n, h, w, c) to read or write boxes of, from an element on."""
-    return TensorDescriptor(_at(t, from_), list(size), strides, list(block))
+class View:
+    """What TMA is told of a tensor: its size and strides from an element on, and the box that is copied.
+
+    Checked with the first tensor; of later ones only the address is new. (It does not keep a tensor, whose
+    memory is the caller's to free.)
+    """
+
+    def __init__(self, size: Sequence[int], strides: list[int], block: Sequence[int], from_: int = 0) -> None:
+        self.size, self.strides, self.block, self.from_ = list(size), strides, list(block), from_
+        self.checked: dict[str, Any] = {}
+
+    def __call__(self, t: Tensor) -> Any:
+        base = memory_from(t, self.from_)
+        if not self.checked:
+            made = TensorDescriptor(base, self.size, self.strides, self.block)
+            self.checked = {name: value for name, value in vars(made).items() if name != "base"}
+        descriptor = object.__new__(TensorDescriptor)
+        descriptor.__dict__.update(self.checked, base=base)
+        return descriptor
 
 
-def _dense(h: int, w: int, c: int, step_h: int = 1, step_w: int = 1) -> list[int]:
-    """Strides of (n, h, w, c), of every step-th row and column."""
-    return [h * w * c, step_h * w * c, step_w * c, 1]
+def image(size: tuple[int, ...], block: Sequence[int]) -> View:
+    """Of a dense image (n, h, w, c)."""
+    _, h, w, c = size
+    return View(size, [h * w * c, w * c, c, 1], block)
 
 
-def _at(t: Tensor, element: int) -> Tensor:
-    return t.as_strided((t.numel() - element,), (1,), t.storage_offset() + element)
-
-
-def _halved(t: Tensor, n: int, h: int, w: int, c: int, box: Box, depth: int) -> Any:
+def halved_image(size: tuple[int, ...], box: Box, depth: int) -> View:
     """The image as pairs of rows and of columns: (n, h / 2, 2, w / 2, 2 · c)."""
-    strides = [h * w * c, 2 * w * c, w * c, 2 * c, 1]
-    block = [box.images, box.rows, 1, box.columns, depth]
-    return TensorDescriptor(_at(t, 0), [n, h // 2, 2, w // 2, 2 * c], strides, block)
+    n, h, w, c = size
+    block = (box.images, box.rows, 1, box.columns, depth)
+    return View((n, h // 2, 2, w // 2, 2 * c), [h * w * c, 2 * w * c, w * c, 2 * c, 1], block)
 
 
 def _element(p: _C.ConvParams) -> tl.dtype:
@@ -185,24 +196,19 @@ def product(p: _C.ConvParams, input_grad: bool, tile: Block) -> Run:
             CI=ci, HALVES=halves, ACROSS=input_grad, RELU=p.relu and not input_grad, T=_element(p),
             BI=box.images, BH=box.rows, BW=box.columns, BN=columns, BC=depth,
         )  # fmt: skip
-        w_block = [depth, columns] if input_grad else [columns, depth]
-        to = (
-            (p.n, h.grid, w.grid, co),
-            _dense(*to_size, co, h.out_step, w.out_step),
-            (*box, columns),
-            (h.out0 * to_size[1] + w.out0) * co,
-        )
-        launches.append((launch, box, w_block, to))
+        size = (p.n, *from_size, ci)
+        of_source = halved_image(size, box, depth) if halves else image(size, (*box, depth))
+        of_w = View(weights, [weights[1], 1], (depth, columns) if input_grad else (columns, depth))
+        # The phase's rows and columns.
+        height, width = to_size
+        strides = [height * width * co, h.out_step * width * co, w.out_step * co, 1]
+        from_ = (h.out0 * width + w.out0) * co
+        of_result = View((p.n, h.grid, w.grid, co), strides, (*box, columns), from_)
+        launches.append((launch, of_source, of_w, of_result))
 
     def run(source: Tensor, w: Tensor, bias: Tensor | None, result: Tensor) -> None:
-        of_w: Any
-        for launch, box, w_block, to in launches:
-            of_w = TensorDescriptor(_at(w, 0), weights, [weights[1], 1], w_block)
-            if halves:
-                of_x = _halved(source, p.n, *from_size, ci, box, depth)
-            else:
-                of_x = _image(source, (p.n, *from_size, ci), _dense(*from_size, ci), (*box, depth))
-            launch(of_x, of_w, _image(result, *to), bias)
+        for launch, of_source, of_w, of_result in launches:
+            launch(of_source(source), of_w(w), of_result(result), bias)
 
     return run
 
@@ -229,13 +235,12 @@ def weight_grad(p: _C.ConvParams, tile: Block) -> Run:
     )  # fmt: skip
     finish = finish_weight_grad(p, splits)
 
+    size = (p.n, *p.in_[1:], p.c)
+    of_x = halved_image(size, box, columns) if is_halved(p) else image(size, (*box, columns))
+
     def run(dy: Tensor, x: Tensor, dw: Tensor) -> None:
         partials = new_partials(p, splits, dw)
-        if is_halved(p):
-            of_x = _halved(x, p.n, *p.in_[1:], p.c, box, columns)
-        else:
-            of_x = _image(x, (p.n, *p.in_[1:], p.c), _dense(*p.in_[1:], p.c), (*box, columns))
-        launch(dy, of_x, partials)
+        launch(dy, of_x(x), partials)
         finish(partials, dw)
 
     return run

@@ -313,7 +313,7 @@ def compile_all(architectures: list[int], names: list[str]) -> list[Kernel]:
     with fastops.backend(name):
         for arch in architectures:
             choose(arch)
-            backends._choose.cache_clear()  # and with the launchers what they have prepared for the one before
+            backends._choose.cache_clear()  # and with the launchers what these have prepared
             candidates = names == ["candidates"]
             for what, call in candidate_calls() if candidates else calls():
                 if names and not candidates and not any(name in what for name in names):

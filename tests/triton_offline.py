@@ -49,7 +49,6 @@ VECTORS = {
     "max_pool_kernel": "load store",
     "scatter_add_kernel": "load store",
     "gather_kernel": "store",
-    "unpool_kernel": "store",
     "unpool_adjoint_kernel": "store",
     "copy_kernel": "load store",
     "resample_kernel": "load store",

@@ -12,7 +12,15 @@ from torch import Tensor
 
 from fastops import _C
 from fastops.backends.triton.channelwise import multiply_add, my_channels
-from fastops.backends.triton.conv_shared import axes, finish_weight_grad, index_of, new_partials, strides
+from fastops.backends.triton.conv_shared import (
+    axes,
+    finish_weight_grad,
+    index_of,
+    new_partials,
+    result_from,
+    tap_arguments,
+    weight_grad_arguments,
+)
 from fastops.backends.triton.geometry import place, tile
 from fastops.backends.triton.runtime import (
     PROGRAMS,
@@ -104,27 +112,20 @@ def depthwise_weight_grad_kernel(
 
 
 def _product(p: _C.ConvParams, input_grad: bool) -> Run:
-    ends = (p.c, *p.in_[1:]), (p.k, *p.out[1:])
-    (from_c, *from_size), (to_c, *to_size) = ends[::-1] if input_grad else ends
-    sn, sh, sw, sc = strides(p.channels_last, from_c, *from_size)
-    rn, rh, rw, rc = strides(p.channels_last, to_c, *to_size)
-    multiplier = p.k // p.c
+    to_c, multiplier = p.c if input_grad else p.k, p.k // p.c
     launches = []
     for h, w in axes(p, input_grad):
         tiles = Tile(p.channels_last, p.n, to_c, h.grid * w.grid, p.dtype)
         launch = Launch(
-            depthwise_kernel, tiles.programs, GRID_H=h.grid, GRID_W=w.grid, SOURCE_H=h.source,
-            SOURCE_W=w.source, CHANNELS=to_c, SN=sn, SH=sh, SW=sw, SC=sc,
-            RN=rn, RH=h.out_step * rh, RW=w.out_step * rw, RC=rc,
-            STEP_H=h.step, STEP_W=w.step, OFF_H=h.off0, OFF_W=w.off0,
-            OFF_STEP_H=h.off_step, OFF_STEP_W=w.off_step,
+            depthwise_kernel, tiles.programs, CHANNELS=to_c,
             TAPS=p.kernel[1] * p.kernel[2], FIRST_TAP=h.tap0 * p.kernel[2] + w.tap0,
-            TAP_H=h.tap_step * p.kernel[2], TAP_W=w.tap_step, TAPS_H=h.taps, TAPS_W=w.taps,
+            TAP_H=h.tap_step * p.kernel[2], TAP_W=w.tap_step,
             MULTIPLIER=multiplier, TERMS=multiplier if input_grad else 1,
             RELU=p.relu and not input_grad, LAST=p.channels_last,
-            INDEX=index_of(p), ACC=accumulator(p.dtype), **tiles.arguments(),
+            INDEX=index_of(p), ACC=accumulator(p.dtype),
+            **tap_arguments(p, input_grad, h, w), **tiles.arguments(),
         )  # fmt: skip
-        launches.append((launch, h.out0 * rh + w.out0 * rw))
+        launches.append((launch, result_from(p, input_grad, h, w)))
 
     def run(source: Tensor, w: Tensor, bias: Tensor | None, result: Tensor) -> None:
         for launch, to in launches:
@@ -149,15 +150,10 @@ def weight_grad(p: _C.ConvParams) -> Run:
     tiles = ceil_div(p.k, block_c)
     rounds = max(4, ceil_div(ceil_div(rows, block_r), ceil_div(PROGRAMS, tiles * taps)))
     splits = ceil_div(rows, rounds * block_r)
-    yn, yh, yw, yc = strides(p.channels_last, p.k, *p.out[1:])
-    xn, xh, xw, xc = strides(p.channels_last, p.c, *p.in_[1:])
     launch = Launch(
         depthwise_weight_grad_kernel, splits * taps * tiles, ROWS=rows, C=p.k, CHUNK=rounds * block_r,
-        P=p.out[1], Q=p.out[2], H=p.in_[1], W=p.in_[2],
-        YN=yn, YH=yh, YW=yw, YC=yc, XN=xn, XH=xh, XW=xw, XC=xc,
-        STRIDE_H=p.stride[1], STRIDE_W=p.stride[2], PAD_H=p.pad[1], PAD_W=p.pad[2],
-        DILATION_H=p.dilation[1], DILATION_W=p.dilation[2], TAPS=taps, TAPS_W=p.kernel[2],
         MULTIPLIER=p.k // p.c, INDEX=index_of(p), ACC=accumulator(p.dtype), BR=block_r, BC=block_c,
+        **weight_grad_arguments(p),
     )  # fmt: skip
     finish = finish_weight_grad(p, splits)
 

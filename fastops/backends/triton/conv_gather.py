@@ -14,7 +14,15 @@ from torch import Tensor
 
 from fastops import _C
 from fastops.backends.triton.conv_plan import Block, precision
-from fastops.backends.triton.conv_shared import axes, finish_weight_grad, index_of, new_partials, strides
+from fastops.backends.triton.conv_shared import (
+    axes,
+    finish_weight_grad,
+    index_of,
+    new_partials,
+    result_from,
+    tap_arguments,
+    weight_grad_arguments,
+)
 from fastops.backends.triton.geometry import place
 from fastops.backends.triton.runtime import (
     PROGRAMS,
@@ -171,30 +179,23 @@ def product_of(p: _C.ConvParams, input_grad: bool, block: Block) -> Run:
     w_k, w_c, w_h, w_w = (
         (taps * ci, 1, p.kernel[2] * ci, ci) if p.weight_channels_last else (ci * taps, taps, p.kernel[2], 1)
     )
-    ends = (p.c, *p.in_[1:]), (p.k, *p.out[1:])
-    (from_c, *from_size), (to_c, *to_size) = ends[::-1] if input_grad else ends
     inner, outer = (co, ci) if input_grad else (ci, co)
-    sn, sh, sw, sc = strides(p.channels_last, from_c, *from_size)
-    rn, rh, rw, rc = strides(p.channels_last, to_c, *to_size)
     launches = []
     for h, w in axes(p, input_grad):
         pixels = p.n * h.grid * w.grid
         tiles = ceil_div(pixels, block.rows), ceil_div(outer, block.columns)
         launch = Launch(
             conv_kernel, p.groups * tiles[0] * tiles[1], warps=block.warps, stages=block.stages,
-            PIXELS=pixels, GRID_H=h.grid, GRID_W=w.grid, SOURCE_H=h.source, SOURCE_W=w.source, CO=outer,
-            SN=sn, SH=sh, SW=sw, SC=sc, RN=rn, RH=h.out_step * rh, RW=w.out_step * rw, RC=rc,
-            STEP_H=h.step, STEP_W=w.step, OFF_H=h.off0, OFF_W=w.off0,
-            OFF_STEP_H=h.off_step, OFF_STEP_W=w.off_step,
+            PIXELS=pixels, CO=outer, CI=inner,
             W_GROUP=co * w_k, W_IN=w_k if input_grad else w_c, W_OUT=w_c if input_grad else w_k,
             W_H=h.tap_step * w_h, W_W=w.tap_step * w_w, PIXEL_TILES=tiles[0], CHANNEL_TILES=tiles[1],
-            CI=inner, TAPS_H=h.taps, TAPS_W=w.taps, EVEN=inner % block.depth == 0,
-            RELU=p.relu and not input_grad, PRECISION=precision(p),
+            EVEN=inner % block.depth == 0, RELU=p.relu and not input_grad, PRECISION=precision(p),
             INDEX=index_of(p), ACC=accumulator(p.dtype), BM=block.rows, BN=block.columns, BK=block.depth,
+            **tap_arguments(p, input_grad, h, w),
         )  # fmt: skip
         # Where the phase's weights and results begin.
         w_from = h.tap0 * w_h + w.tap0 * w_w
-        launches.append((launch, w_from, h.out0 * rh + w.out0 * rw))
+        launches.append((launch, w_from, result_from(p, input_grad, h, w)))
 
     def run(source: Tensor, w: Tensor, bias: Tensor | None, result: Tensor) -> None:
         for launch, w_from, to in launches:
@@ -212,17 +213,12 @@ def weight_grad(p: _C.ConvParams, block: Block) -> Run:
     # A power of 2: the compiled loop has its number of rounds, of which there should be few different ones.
     rounds = max(4, next_power_of_2(ceil_div(ceil_div(pixels, block.depth), wanted)))
     splits = ceil_div(pixels, rounds * block.depth)
-    yn, yh, yw, yc = strides(p.channels_last, p.k, *p.out[1:])
-    xn, xh, xw, xc = strides(p.channels_last, p.c, *p.in_[1:])
     launch = Launch(
         weight_grad_kernel, splits * p.groups * tiles[0] * tiles[1], warps=block.warps, stages=block.stages,
-        PIXELS=pixels, SHARE=rounds * block.depth, P=p.out[1], Q=p.out[2], H=p.in_[1], W=p.in_[2],
-        CI=ci, CO=co, K=p.k, YN=yn, YH=yh, YW=yw, YC=yc, XN=xn, XH=xh, XW=xw, XC=xc,
-        STRIDE_H=p.stride[1], STRIDE_W=p.stride[2], PAD_H=p.pad[1], PAD_W=p.pad[2],
-        DILATION_H=p.dilation[1], DILATION_W=p.dilation[2],
-        ROW_TILES=tiles[0], COLUMN_TILES=tiles[1], GROUPS=p.groups, TAPS=taps, TAPS_W=p.kernel[2],
+        PIXELS=pixels, SHARE=rounds * block.depth, CI=ci, CO=co, K=p.k,
+        ROW_TILES=tiles[0], COLUMN_TILES=tiles[1], GROUPS=p.groups,
         ROUNDS=rounds, PRECISION=precision(p), INDEX=index_of(p), ACC=accumulator(p.dtype),
-        BM=block.rows, BN=block.columns, BK=block.depth,
+        BM=block.rows, BN=block.columns, BK=block.depth, **weight_grad_arguments(p),
     )  # fmt: skip
     finish = finish_weight_grad(p, splits)
 

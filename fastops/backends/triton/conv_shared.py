@@ -34,6 +34,41 @@ def strides(channels_last: bool, channels: int, height: int, width: int) -> tupl
     return channels * height * width, width, 1, height * width
 
 
+def tap_arguments(p: _C.ConvParams, input_grad: bool, h: _C.TapAxis, w: _C.TapAxis) -> dict[str, int]:
+    """What kernels of a sum over taps know of source, result (from result_from on) and axes."""
+    ends = (p.c, *p.in_[1:]), (p.k, *p.out[1:])
+    source, result = ends[::-1] if input_grad else ends
+    sn, sh, sw, sc = strides(p.channels_last, *source)
+    rn, rh, rw, rc = strides(p.channels_last, *result)
+    return {
+        "GRID_H": h.grid, "GRID_W": w.grid, "SOURCE_H": h.source, "SOURCE_W": w.source,
+        "SN": sn, "SH": sh, "SW": sw, "SC": sc,
+        "RN": rn, "RH": h.out_step * rh, "RW": w.out_step * rw, "RC": rc,
+        "STEP_H": h.step, "STEP_W": w.step, "OFF_H": h.off0, "OFF_W": w.off0,
+        "OFF_STEP_H": h.off_step, "OFF_STEP_W": w.off_step, "TAPS_H": h.taps, "TAPS_W": w.taps,
+    }  # fmt: skip
+
+
+def result_from(p: _C.ConvParams, input_grad: bool, h: _C.TapAxis, w: _C.TapAxis) -> int:
+    """Where the results of a phase begin, in elements."""
+    channels, size = (p.c, p.in_) if input_grad else (p.k, p.out)
+    _, row, column, _ = strides(p.channels_last, channels, *size[1:])
+    return h.out0 * row + w.out0 * column
+
+
+def weight_grad_arguments(p: _C.ConvParams) -> dict[str, int]:
+    """What kernels of the weight gradient know of dy, x and the windows."""
+    yn, yh, yw, yc = strides(p.channels_last, p.k, *p.out[1:])
+    xn, xh, xw, xc = strides(p.channels_last, p.c, *p.in_[1:])
+    return {
+        "P": p.out[1], "Q": p.out[2], "H": p.in_[1], "W": p.in_[2],
+        "YN": yn, "YH": yh, "YW": yw, "YC": yc, "XN": xn, "XH": xh, "XW": xw, "XC": xc,
+        "STRIDE_H": p.stride[1], "STRIDE_W": p.stride[2], "PAD_H": p.pad[1], "PAD_W": p.pad[2],
+        "DILATION_H": p.dilation[1], "DILATION_W": p.dilation[2],
+        "TAPS": p.kernel[1] * p.kernel[2], "TAPS_W": p.kernel[2],
+    }  # fmt: skip
+
+
 def index_of(p: _C.ConvParams) -> tl.dtype:
     """The type of indices: also of places outside of the image, which are computed before they are masked."""
     reach = [p.out[a] * p.stride[a] + p.kernel[a] * p.dilation[a] + p.pad[a] for a in (1, 2)]

@@ -1,8 +1,8 @@
 """Max unpooling and its transpose: csrc/indexed.h, in Triton.
 
 Of several elements with one index the last wins: a first kernel finds, for each place of the result, the
-largest number of an element that wants it (a maximum of integers, the same in whatever order), a second one
-writes every place once.
+largest number of an element that wants it (a maximum of integers, the same in whatever order); these are
+positions, and max pooling's gather writes every place once.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fastops import _C
 from fastops.backends.triton.geometry import tile
+from fastops.backends.triton.pool import gather_kernel
 from fastops.backends.triton.runtime import Launch, Run, Tile, index_type
 
 
@@ -32,23 +33,8 @@ def winners_kernel(
     number = (pixel - image * PLANE + tl.zeros((BP, BC), INDEX)).to(winners.dtype.element_ty)
     tl.atomic_max(winners + to, number, mask=exists & valid)
     if report is not None:
-        bad = tl.max(tl.max((exists & ((index < 0) | (index >= OUT_PLANE))).to(tl.int32), 1), 0)
+        bad = tl.max(tl.max(tl.where(exists & valid, 0, exists.to(tl.int32)), 1), 0)
         tl.store(report, 1, mask=bad > 0)
-
-
-@triton.jit
-def unpool_kernel(
-    x, winners, y, PIXELS, C, PLANE, OUT_PLANE,
-    INDEX: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
-):  # fmt: skip
-    pixel, channel, exists = tile(PIXELS, C, BP, BC, INDEX)
-    to = pixel * C + channel
-    winner = tl.load(winners + to, mask=exists, other=-1).to(INDEX)
-    image = pixel // OUT_PLANE
-    v = tl.load(
-        x + (image * PLANE + tl.maximum(winner, 0)) * C + channel, mask=exists & (winner >= 0), other=0
-    )
-    tl.store(y + to, v, mask=exists)
 
 
 @triton.jit
@@ -86,7 +72,7 @@ def _prepare(p: _C.UnpoolParams) -> tuple[Launch, dict[str, Any], Any]:
 def max_unpool(p: _C.UnpoolParams) -> Run:
     find, planes, empty = _prepare(p)
     tiles = Tile(p.channels_last, p.n, p.c, p.out[1] * p.out[2], p.dtype)
-    write = Launch(unpool_kernel, tiles.programs, **planes, **tiles.arguments())
+    write = Launch(gather_kernel, tiles.programs, **planes, **tiles.arguments())
 
     def run(x: Tensor, indices: Tensor, y: Tensor, report: Tensor) -> None:
         winners = empty(x)

@@ -151,6 +151,7 @@ def gather_kernel(
     x, positions, y, PIXELS, C, PLANE, OUT_PLANE,
     INDEX: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
+    """y = x at the positions; 0 where one is -1."""
     pixel, channel, exists = tile(PIXELS, C, BP, BC, INDEX)
     to = pixel * C + channel
     position = tl.load(positions + to, mask=exists, other=-1).to(INDEX)

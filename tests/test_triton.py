@@ -83,11 +83,12 @@ def test_interpreted_long() -> None:
 
 @pytest.mark.long
 def test_launch_path_long() -> None:
-    """Every op at every configuration, also those that fastops.tune may choose, for every architecture."""
+    """Every op at every configuration, also those that fastops.tune may choose, for every architecture; and
+    with 64-bit indices, for one."""
     if (reason := triton_offline.why_unavailable()) is not None:
         pytest.skip(reason)
-    for calls in ([], ["candidates"]):
-        done = run("-m", "tests.triton_offline", *calls)
+    for calls, wide in ([], "0"), (["candidates"], "0"), (["90", "bfloat16"], "1"):
+        done = run("-m", "tests.triton_offline", *calls, FASTOPS_TEST_WIDE=wide)
         assert done.returncode == 0, done.stderr[-3000:]
 
 

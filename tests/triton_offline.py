@@ -7,6 +7,8 @@ nothing (stub_driver.c); what was compiled for these launches is then read. In a
     python -m tests.triton_offline 90      # one architecture; exits with 1 where a rule is broken
     python -m tests.triton_offline 90 conv # the calls that have this in their name
     python -m tests.triton_offline candidates  # instead: what fastops.tune may choose
+
+With FASTOPS_TEST_WIDE=1 every index has 64 bits.
 """
 
 from __future__ import annotations
@@ -22,6 +24,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from tests import interpreter
 
 HERE = Path(__file__).resolve().parent
 BUILD = HERE.parent / "build" / "triton"
@@ -284,6 +288,8 @@ def compile_all(architectures: list[int], names: list[str]) -> list[Kernel]:
     """Runs every call (of those whose name has one of the names, if any) for every architecture; what was
     compiled on the way."""
     choose = install_driver()
+    if os.environ.get("FASTOPS_TEST_WIDE") == "1":
+        interpreter.widen()
     import triton
 
     import fastops

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import triton.language as tl
+
 from fastops import _C
 from fastops.backends.triton import tuned
+from fastops.backends.triton.conv_shared import index_of
 from fastops.backends.triton.runtime import VERSION, has_tma, next_power_of_2
 
 # Whether Triton multiplies matrices of fp64.
@@ -96,6 +99,8 @@ def gather_plan(p: _C.ConvParams, pass_: _C.ConvPass) -> Plan:
     # Addresses of single elements are in registers: half as many.
     single = pass_ == _C.ConvPass.weight_grad and (not p.channels_last or p.c // p.groups % 8 != 0)
     depth = 32 if p.dtype == _C.DType.f32 or single else 64
+    if index_of(p) == tl.int64:  # and of 64 bits half as many again
+        depth //= 2
     bm = 128 if rows >= 128 * 64 else 64 if rows >= 64 else 32
     bn = 128 if columns >= 128 and rows >= 128 * 128 else min(64, max(16, next_power_of_2(columns)))
     return Plan("gather", Block(bm, bn, depth, 8 if bm * bn >= 128 * 128 else 4, 3))

@@ -23,6 +23,7 @@ if kernels.why_unavailable() is not None:
 from fastops import tune
 from fastops.backends.triton import conv_plan, tuned
 
+GOOD = ["gather", 64, 64, 32, 4, 2]
 PASSES = [_C.ConvPass.forward, _C.ConvPass.input_grad, _C.ConvPass.weight_grad]
 
 
@@ -77,8 +78,8 @@ def test_what_cannot_run_is_left_out(file: Path) -> None:
         "",
         "{",
         "[]",
-        '{"format": 0}',
-        json.dumps({**tuned.versions(), "triton": "2.0", "devices": {}}),
+        json.dumps({"format": tuned.FORMAT, "devices": {"none": {"k": GOOD}}}),
+        json.dumps({**tuned.versions(), "triton": "2.0", "devices": {"none": {"k": GOOD}}}),
         json.dumps({**tuned.versions(), "devices": []}),
         json.dumps({**tuned.versions(), "devices": {"none": {"k": []}}}),
         json.dumps({**tuned.versions(), "devices": {"none": {"k": ["tma", 1, 2, 3, -4, 5]}}}),

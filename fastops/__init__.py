@@ -26,7 +26,8 @@ else:
     from fastops.backends import backend
     from fastops.convert import ConversionReport, convert, revert
     from fastops.explain import explain
+    from fastops.fuse import fuse
     from fastops.modules import *  # noqa: F403
     from fastops.modules import __all__ as _modules
 
-    __all__ = ["ConversionReport", "backend", "convert", "explain", "functional", "revert", *_modules]
+    __all__ = ["ConversionReport", "backend", "convert", "explain", "functional", "fuse", "revert", *_modules]

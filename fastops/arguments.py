@@ -17,6 +17,8 @@ FLOATING = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 def integer(op: str, name: str, value: Any) -> int:
     """An int, from anything that is one; TypeError for a float or a bool."""
+    if type(value) is int or isinstance(value, torch.SymInt):
+        return value
     if isinstance(value, bool):
         raise TypeError(f"{op}(): argument '{name}' must be int, not bool")
     try:
@@ -27,6 +29,8 @@ def integer(op: str, name: str, value: Any) -> int:
 
 def number(op: str, name: str, value: Any) -> float:
     """A float, from anything that is a real number; TypeError for text and None."""
+    if isinstance(value, float):
+        return value
     if isinstance(value, str) or not hasattr(value, "__float__"):
         raise TypeError(f"{op}(): argument '{name}' must be float, not {type(value).__name__}")
     return float(value)
@@ -59,7 +63,7 @@ def non_negative(op: str, name: str, value: tuple[int, int]) -> tuple[int, int]:
 
 def _countable(op: str, name: str, value: tuple[int, int]) -> tuple[int, int]:
     """The pair, if products of two such numbers fit 64 bits."""
-    if max(value) >= 2**31:
+    if value[0] >= 2**31 or value[1] >= 2**31:
         raise RuntimeError(f"{op}: {name} must be less than 2**31, got {value}")
     return value
 
@@ -138,7 +142,7 @@ def hashable(value: Any) -> Any:
         if all(type(v) is int or v is None for v in value):
             return tuple(value)
         return _Unequal(hashable(v) for v in value)
-    if value is None or isinstance(value, (int, float, str)):
+    if value is None or isinstance(value, (int, float, str, torch.SymInt)):
         return value
     try:
         return operator.index(value)
@@ -148,7 +152,7 @@ def hashable(value: Any) -> Any:
 
 def allocatable(op: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     """The shape of a result, if its elements can be counted; torch raises RuntimeError too."""
-    if math.prod(shape) >= 2**62:
+    if all(type(size) is int for size in shape) and math.prod(shape) >= 2**62:
         raise RuntimeError(
             f"{op}: the result would have shape {tuple(shape)}, more elements than can be counted"
         )

@@ -12,6 +12,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from fastops import modules
 from fastops.arguments import FLOATING
 from fastops.backends import choose
+from fastops.fuse import fuse_batch_norms, unfuse
 
 # torch's class → fastops' class: the modules that the package has.
 SWAPS: dict[type[nn.Module], type[nn.Module]] = {
@@ -46,6 +47,7 @@ class ConversionReport:
     left: dict[str, str] = field(default_factory=dict)  # name in the model → why it was left
     # Classes of layers that fastops has nothing for → how many of them the model has.
     unknown: dict[str, int] = field(default_factory=dict)
+    fused: dict[str, str] = field(default_factory=dict)  # name of a batch norm → what is computed with it
 
     def __str__(self) -> str:
         lines = [f"swapped {len(self.swapped)} layers, left {len(self.left)}"]
@@ -54,6 +56,7 @@ class ConversionReport:
             for name, kind in self.swapped.items()
         ]
         lines += [f"  {name or '(the model itself)'}: left: {why}" for name, why in self.left.items()]
+        lines += [f"  {name}: fused with the {what} after it" for name, what in self.fused.items()]
         if self.unknown:
             counts = ", ".join(f"{count} {kind}" for kind, count in self.unknown.items())
             lines.append(f"  no fastops layer for: {counts}")
@@ -122,7 +125,11 @@ def _obstacle(module: nn.Module, kind: type[nn.Module], device: str) -> str | No
 
 
 def convert(
-    model: nn.Module, include: Selector | None = None, exclude: Selector | None = None
+    model: nn.Module,
+    include: Selector | None = None,
+    exclude: Selector | None = None,
+    *,
+    fuse: bool = False,
 ) -> ConversionReport:
     """Swaps every supported torch layer of a model for fastops' one, in place.
 
@@ -131,6 +138,10 @@ def convert(
 
     include, exclude: which layers to swap or to leave: a function of (name, module), or names (a name
     covers what lies below it) and classes. By default every supported layer is swapped.
+    fuse: also computes each BatchNorm2d with the addition, the ReLU, or both that follow it in a module's
+    forward, where torch.fx can trace that: the module gets a class of its own with another forward.
+    Parameters, names and ``state_dict`` stay; it works in training, too. (For inference see ``fastops.fuse``.) A hook or
+    parametrization on a layer keeps it as it is.
     Raises ValueError for a name that the model does not have, before anything is swapped.
     Returns a report of what was swapped and what was left, and why. ``revert`` undoes it.
     """
@@ -155,11 +166,14 @@ def convert(
             _set_class(module, SWAPS[kind])
             report.swapped[name] = kind.__name__
     report.unknown = dict(unknown)
+    if fuse:
+        report.fused = fuse_batch_norms(model)
     return report
 
 
 def revert(model: nn.Module) -> nn.Module:
-    """Gives every fastops layer of a model its torch class back, in place. Returns the model.
+    """Gives every fastops layer of a model its torch class back, in place, and undoes ``convert(fuse=True)``.
+    Returns the model.
 
     Raises ValueError for a layer with an activation, which torch's class would not apply; nothing is
     reverted then.
@@ -171,6 +185,7 @@ def revert(model: nn.Module) -> nn.Module:
             f"revert: {names}: torch's layer has no activation. Set the layer's activation to None, and "
             "apply it after the layer, or leave the model as it is"
         )
+    unfuse(model)
     for module in model.modules():
         if _is_ours(module):
             _set_class(module, BACK[_plain_class(module)])

@@ -187,7 +187,8 @@ class BatchNorm2d(nn.BatchNorm2d):
     """``torch.nn.BatchNorm2d`` on fastops' kernels; a ReLU and an addition may be fused to it.
 
     activation: None, or "relu" for y = relu(batch_norm(input) + residual); ValueError for another.
-    forward's residual: None, or a tensor of the input's shape, dtype and device (else RuntimeError).
+    forward's residual: None, or a tensor of the input's shape, dtype and device (else RuntimeError). Its
+    activation: for this call, where the layer has none.
     Parameters, buffers and ``state_dict`` are torch's, whatever the activation.
     """
 
@@ -210,7 +211,9 @@ class BatchNorm2d(nn.BatchNorm2d):
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, **more)
         self.activation = activation
 
-    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+    def forward(
+        self, input: Tensor, residual: Tensor | None = None, *, activation: str | None = None
+    ) -> Tensor:
         self._check_input_dim(input)
         momentum = 0.0 if self.momentum is None else self.momentum
         counting = self.training and self.track_running_stats and self.num_batches_tracked is not None
@@ -227,7 +230,7 @@ class BatchNorm2d(nn.BatchNorm2d):
             momentum,
             self.eps,
             residual=residual,
-            activation=self.activation,
+            activation=self.activation or activation,
         )
         if counting:
             self.num_batches_tracked.add_(1)

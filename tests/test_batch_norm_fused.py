@@ -242,7 +242,8 @@ def test_two_launches_give_the_same(
     )
     w, b = (randn(shape[1], seed=s, device=x.device) for s in (2, 3))
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
-    params = ops.batch_norm_plan(shape, x.dtype, memory_format, x.dtype, training, 0.3, 1e-3, True).params
+    spec = ops.BatchNormSpec(training, 0.3, 1e-3, True, x.dtype, memory_format)
+    params = ops.batch_norm_params(spec, shape, x.dtype)
     results = []
     for combined in (True, False):
         running = w.new_zeros(shape[1]), w.new_ones(shape[1])

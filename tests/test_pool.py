@@ -130,13 +130,13 @@ def test_gather_and_scatter_add(
     ):
         pytest.skip("the backend, or the window, has no numbers of taps in a byte")
     x = torch.randn(2, 11, 13, 17, dtype=torch.float64, device=device).contiguous(memory_format=memory_format)
-    y, positions = max_pool.MaxPool.forward(x, spec, index_dtype)
+    y, positions = max_pool.MaxPool.forward(x, spec, str(index_dtype)[6:])
     assert positions is not None and positions.dtype == index_dtype
     assert torch.equal(max_pool.Gather.forward(x, positions, spec, memory_format), y)
     dy, other = torch.randn_like(y), torch.randn_like(x)
     dx = max_pool.ScatterAdd.forward(dy, positions, spec, x.shape, memory_format)
     if index_dtype is torch.uint8:  # numbers of taps: see whether they mean these positions
-        positions = max_pool.MaxPool.forward(x, spec, torch.int64)[1]
+        positions = max_pool.MaxPool.forward(x, spec, max_pool.INT64)[1]
         assert positions is not None
     assert_adjoint(max_pool.Gather.forward(other, positions, spec, memory_format), dy, other, dx)
     expected = torch.zeros(2, 11, 13 * 17, dtype=torch.float64, device=device)

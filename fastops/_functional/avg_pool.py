@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 
 from torch import Tensor
@@ -13,9 +12,10 @@ from fastops import arguments
 from fastops.arguments import IntPair, hashable
 from fastops.ops import pool
 from fastops.ops.autograd import call
+from fastops.ops.library import cached
 
 
-@lru_cache(maxsize=1024, typed=True)  # typed: 2.0 must not find the entry of 2
+@cached(typed=True)  # typed: 2.0 must not find the entry of 2
 def _avg_pool_spec(
     kernel_size: IntPair,
     stride: IntPair | None,
@@ -89,7 +89,7 @@ def adaptive_avg_pool2d(input: Tensor, output_size: int | Sequence[int | None] |
     x, added = arguments.batched(
         "adaptive_avg_pool2d", arguments.tensor("adaptive_avg_pool2d", "input", input)
     )
-    y = call(pool.AvgPool, x, adaptive_spec("adaptive_avg_pool2d", hashable(output_size)))
+    y = call(pool.AvgPool, x, adaptive_spec("adaptive_avg_pool2d", x, output_size))
     return y.squeeze(0) if added else y
 
 
@@ -106,12 +106,18 @@ def check_adaptive_rank(op: str, input: Tensor, output_size: Any) -> None:
         )
 
 
-@lru_cache(maxsize=1024, typed=True)
-def adaptive_spec(op: str, output_size: int | tuple[int | None, ...] | None) -> pool.AdaptiveSpec:
+@cached(typed=True)
+def _output_size(op: str, output_size: int | tuple[int | None, ...] | None) -> tuple[int | None, int | None]:
     sizes = output_size if isinstance(output_size, tuple) else (output_size, output_size)
     if len(sizes) != 2:
         raise RuntimeError(f"{op}: output_size must be one or two sizes, got {output_size!r}")
     checked = tuple(None if s is None else arguments.integer(op, "output_size", s) for s in sizes)
     if any(s is not None and s < 0 for s in checked):
         raise RuntimeError(f"{op}: output_size must be non-negative, got {output_size!r}")
-    return pool.AdaptiveSpec(checked)  # type: ignore[arg-type]
+    return checked  # type: ignore[return-value]
+
+
+def adaptive_spec(op: str, x: Tensor, output_size: Any) -> pool.AdaptiveSpec:
+    """The options of an adaptive pooling of x."""
+    high, wide = _output_size(op, hashable(output_size))
+    return pool.AdaptiveSpec((x.shape[2] if high is None else high, x.shape[3] if wide is None else wide))

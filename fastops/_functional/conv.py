@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
@@ -11,9 +9,10 @@ from fastops import arguments
 from fastops.arguments import IntPair, hashable
 from fastops.ops import conv, shapes
 from fastops.ops.autograd import call
+from fastops.ops.library import cached
 
 
-@lru_cache(maxsize=1024, typed=True)
+@cached(typed=True)
 def _conv_spec(
     kernel: tuple[int, int], stride: IntPair, padding: IntPair | str, dilation: IntPair, groups: int
 ) -> tuple[conv.ConvSpec, tuple[int, int]]:
@@ -109,11 +108,11 @@ def conv2d(
     spec, both = _conv_spec(kernel, hashable(stride), hashable(padding), hashable(dilation), groups)
     shape = (x.shape[0], w.shape[0], *_conv_size(x.shape, kernel, spec, both))
     relu = arguments.activation(op, activation) is not None
-    y = call(conv.Conv, x, w, b, spec, shape, conv.result_format(x, w), relu)
+    y = call(conv.Conv, x, w, b, spec, shape, None, relu)
     return y.squeeze(0) if added else y
 
 
-@lru_cache(maxsize=4096)
+@cached(maxsize=4096)
 def _conv_size(
     shape: tuple[int, ...], kernel: tuple[int, int], spec: conv.ConvSpec, padding: tuple[int, int]
 ) -> tuple[int, int]:
@@ -121,7 +120,7 @@ def _conv_size(
         shapes.conv_size(*axis)
         for axis in zip(shape[2:], kernel, spec.stride, padding, spec.dilation, strict=True)
     )
-    if min(size) < 1:
+    if size[0] < 1 or size[1] < 1:
         reach = tuple(d * (k - 1) + 1 for d, k in zip(spec.dilation, kernel, strict=True))
         raise RuntimeError(
             f"conv2d: the kernel, {reach} with its dilation, can't be greater than the input padded by "
@@ -168,11 +167,11 @@ def conv_transpose2d(
         groups,
     )
     shape = (x.shape[0], w.shape[1] * groups, *size)
-    y = call(conv.ConvInputGrad, x, w, b, spec, shape, conv.result_format(x, w))
+    y = call(conv.ConvInputGrad, x, w, b, spec, shape, None)
     return y.squeeze(0) if added else y
 
 
-@lru_cache(maxsize=4096, typed=True)
+@cached(maxsize=4096, typed=True)
 def _conv_transpose_spec(
     shape: tuple[int, ...],
     kernel: tuple[int, int],
@@ -196,7 +195,7 @@ def _conv_transpose_spec(
         (i - 1) * s - 2 * p + d * (k - 1) + e + 1
         for i, s, p, d, k, e in zip(shape[2:], step, pad, spread, kernel, extra, strict=True)
     )
-    if min(size) < 1 or 0 in shape[2:]:
+    if size[0] < 1 or size[1] < 1 or 0 in shape[2:]:
         raise RuntimeError(
             f"conv_transpose2d: the output would be {size}, which is too small: input {tuple(shape)}, "
             f"kernel {kernel}, stride={step}, padding={pad}, output_padding={extra}, dilation={spread}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from fastops._functional.avg_pool import adaptive_avg_pool2d
 from fastops.arguments import hashable
 from fastops.ops import interpolate as resize
 from fastops.ops.autograd import call
+from fastops.ops.library import cached
 
 INTERPOLATE_MODES = ("nearest", "nearest-exact", "bilinear", "bicubic", "area", "lanczos")
 
@@ -90,7 +90,7 @@ def _interpolate_spec(
     return resize.InterpolateSpec(mode, spatial, scale, recompute, bool(align_corners), bool(antialias))
 
 
-_cached_interpolate_spec = lru_cache(maxsize=1024, typed=True)(_interpolate_spec)
+_cached_interpolate_spec = cached(typed=True)(_interpolate_spec)
 
 
 def _exactly(kinds: tuple[type, ...], value: Any) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -13,11 +12,12 @@ from torch.overrides import handle_torch_function, has_torch_function_unary, has
 from fastops import arguments
 from fastops._functional.avg_pool import adaptive_spec, check_adaptive_rank
 from fastops.arguments import IntPair, hashable
-from fastops.ops import layout, max_pool
+from fastops.ops import max_pool
 from fastops.ops.autograd import call
+from fastops.ops.library import cached
 
 
-@lru_cache(maxsize=1024, typed=True)
+@cached(typed=True)
 def _max_pool_spec(
     kernel_size: IntPair,
     stride: IntPair | None,
@@ -34,8 +34,7 @@ def _max_pool_spec(
     return max_pool.MaxPoolSpec(kernel, step, pad, spacing, bool(ceil_mode))
 
 
-def _max_pool(op: str, input: Tensor, spec: max_pool.Spec, return_indices: bool) -> Any:
-    x, added = arguments.batched(op, arguments.tensor(op, "input", input))
+def _max_pool(x: Tensor, added: bool, spec: max_pool.Spec, return_indices: bool) -> Any:
     y, indices = max_pool.max_pool(x, spec, return_indices)
     if added:
         y = y.squeeze(0)
@@ -77,7 +76,8 @@ def max_pool2d(
     spec = _max_pool_spec(
         hashable(kernel_size), hashable(stride), hashable(padding), hashable(dilation), ceil_mode
     )
-    return _max_pool("max_pool2d", input, spec, bool(return_indices))
+    x, added = arguments.batched("max_pool2d", arguments.tensor("max_pool2d", "input", input))
+    return _max_pool(x, added, spec, bool(return_indices))
 
 
 def max_pool2d_with_indices(
@@ -118,9 +118,10 @@ def adaptive_max_pool2d(
         return handle_torch_function(
             adaptive_max_pool2d, (input,), input, output_size, return_indices=return_indices
         )
-    check_adaptive_rank("adaptive_max_pool2d", input, output_size)
-    spec = adaptive_spec("adaptive_max_pool2d", hashable(output_size))
-    return _max_pool("adaptive_max_pool2d", input, spec, bool(return_indices))
+    op = "adaptive_max_pool2d"
+    check_adaptive_rank(op, input, output_size)
+    x, added = arguments.batched(op, arguments.tensor(op, "input", input))
+    return _max_pool(x, added, adaptive_spec(op, x, output_size), bool(return_indices))
 
 
 def adaptive_max_pool2d_with_indices(
@@ -134,7 +135,7 @@ def adaptive_max_pool2d_with_indices(
     return adaptive_max_pool2d(input, output_size, True)  # type: ignore[return-value]
 
 
-@lru_cache(maxsize=1024, typed=True)
+@cached(typed=True)
 def _unpool_output_size(
     size: tuple[int, int],
     kernel_size: IntPair,
@@ -164,7 +165,7 @@ def _unpool_output_size(
                     f"max_unpool2d: invalid output_size {tuple(output_size)}: its "
                     f"{('height', 'width')[i]} must be between {least} and {most} (exclusive)"
                 )
-    if min(chosen) < 0:
+    if chosen[0] < 0 or chosen[1] < 0:
         raise ValueError(f"max_unpool2d: output_size must be non-negative, but got {chosen}")
     arguments.allocatable(op, chosen)
     return chosen  # type: ignore[return-value]
@@ -223,5 +224,5 @@ def max_unpool2d(
     if arguments.autocasts(x.device.type) and x.dtype is not torch.float64:
         x = x.float()  # torch's autocast lists max_unpool2d among the ops that want fp32
     where = indices.contiguous().unsqueeze(0) if added else indices
-    y = call(max_pool.MaxUnpool, x, where, size, layout.format_of(x))
+    y = call(max_pool.MaxUnpool, x, where, size, None)
     return y.squeeze(0) if added else y

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch.autograd import forward_ad
+from torch.compiler import is_compiling
 
 _functorch_is_active = torch._C._are_functorch_transforms_active
 
@@ -31,6 +32,8 @@ def call(function: type[torch.autograd.Function], *args: Any) -> Any:
     every call: 60 µs. Only functorch's transforms need that part; ours are given all arguments in order.
     The C++ part costs about 5 µs more than ``forward`` alone.
     """
+    if is_compiling():
+        return function.dispatch(*args)  # type: ignore[attr-defined]  (see library.py)
     if _functorch_is_active():
         return function.apply(*args)
     if is_differentiated(*args):

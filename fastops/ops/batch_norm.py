@@ -17,50 +17,45 @@ from torch.autograd.graph import increment_version
 
 from fastops import _C
 from fastops.backends import DTYPES, launch
-from fastops.ops import layout
+from fastops.ops import batching, layout
 from fastops.ops.autograd import call, forward_mode_is_on, is_differentiated
+from fastops.ops.library import is_plain, raw_op
 
 
-class Plan(NamedTuple):
-    """What the calls on one kind of tensor need: the kernels' params, and what they say."""
+class BatchNormSpec(NamedTuple):
+    """Options of a batch normalisation. The layout is x's own (None: not looked at yet)."""
 
-    params: _C.BatchNormParams
-    memory_format: torch.memory_format
-    acc: torch.dtype  # of mean and invstd
-    param_dtype: torch.dtype
     training: bool
+    momentum: float
+    eps: float
     relu: bool
+    param_dtype: torch.dtype
+    memory_format: torch.memory_format | None
 
 
 @lru_cache(maxsize=4096)
-def batch_norm_plan(
-    shape: tuple[int, ...],
-    dtype: torch.dtype,
-    memory_format: torch.memory_format,
-    param_dtype: torch.dtype,
-    training: bool,
-    momentum: float = 0.0,
-    eps: float = 0.0,
-    relu: bool = False,
-) -> Plan:
+def batch_norm_params(spec: BatchNormSpec, shape: tuple[int, ...], dtype: torch.dtype) -> _C.BatchNormParams:
     spatial = (*(1,) * (5 - len(shape)), *shape[2:])
     if len(shape) > 5:
         spatial = (1, 1, math.prod(shape[2:]))
-    params = _C.BatchNormParams(
+    return _C.BatchNormParams(
         dtype=DTYPES[dtype],
-        param_dtype=DTYPES[param_dtype],
+        param_dtype=DTYPES[spec.param_dtype],
         # One position: both layouts coincide, and rows of channels are the better way to see it.
-        channels_last=memory_format is not layout.CONTIGUOUS or math.prod(spatial) == 1,
+        channels_last=spec.memory_format is not layout.CONTIGUOUS or math.prod(spatial) == 1,
         n=shape[0],
         c=shape[1],
         in_=spatial,
-        training=training,
-        momentum=momentum,
-        eps=eps,
-        relu=relu,
+        training=spec.training,
+        momentum=spec.momentum,
+        eps=spec.eps,
+        relu=spec.relu,
     )
-    acc = torch.float64 if dtype is torch.float64 else torch.float32
-    return Plan(params, memory_format, acc, param_dtype, training, relu)
+
+
+def _accumulator(x: Tensor) -> torch.dtype:
+    """The dtype of mean and invstd."""
+    return torch.float64 if x.dtype is torch.float64 else torch.float32
 
 
 def _format_of(x: Tensor) -> torch.memory_format:
@@ -81,62 +76,57 @@ def _updated(running: Tensor, dense: Tensor) -> None:
         increment_version(running)  # whoever saved it for a backward pass must notice
 
 
-class BatchNorm(torch.autograd.Function):
-    """y = (x − mean) · invstd · w + b + residual, or its ReLU; and mean and invstd, per channel.
+def _normalised(
+    x: Tensor,
+    w: Tensor | None,
+    b: Tensor | None,
+    residual: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    spec: BatchNormSpec,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(y, mean, invstd); running statistics, which are dense, are updated in training."""
+    memory_format = spec.memory_format
+    assert memory_format is not None
+    y = torch.empty_like(x, memory_format=memory_format)
+    channels, acc = x.shape[1], _accumulator(x)
+    mean, invstd = x.new_empty(channels, dtype=acc), x.new_empty(channels, dtype=acc)
+    launch(
+        "batch_norm",
+        batch_norm_params(spec, x.shape, x.dtype),
+        layout.dense(x, memory_format),
+        _contiguous(w),
+        _contiguous(b),
+        running_mean,
+        running_var,
+        None if residual is None else layout.dense(residual, memory_format),
+        mean,
+        invstd,
+        y,
+    )
+    return y, mean, invstd
 
-    In training mean and invstd are those of x, and the running statistics, where given, are updated in
-    place; in evaluation they are the running ones. Without a ReLU the backward keeps x and w, with one
-    also b and the residual: where y is positive is computed again from them.
-    """
 
-    @staticmethod
-    def forward(
-        x: Tensor,
-        w: Tensor | None,
-        b: Tensor | None,
-        residual: Tensor | None,
-        running_mean: Tensor | None,
-        running_var: Tensor | None,
-        plan: Plan,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        memory_format, channels = plan.memory_format, x.shape[1]
-        y = torch.empty_like(x, memory_format=memory_format)
-        mean, invstd = x.new_empty(channels, dtype=plan.acc), x.new_empty(channels, dtype=plan.acc)
-        dense_mean, dense_var = _contiguous(running_mean), _contiguous(running_var)
-        launch(
-            "batch_norm",
-            plan.params,
-            layout.dense(x, memory_format),
-            _contiguous(w),
-            _contiguous(b),
-            dense_mean,
-            dense_var,
-            None if residual is None else layout.dense(residual, memory_format),
-            mean,
-            invstd,
-            y,
-        )
-        if plan.training and running_mean is not None:
-            assert running_var is not None and dense_mean is not None and dense_var is not None
-            _updated(running_mean, dense_mean)
-            _updated(running_var, dense_var)
-        return y, mean, invstd
+class _BatchNorm(torch.autograd.Function):
+    """Derivatives of BatchNorm, for both its forms. Without a ReLU the backward keeps x and w, with one also
+    b and the residual: where y is positive is computed again from them."""
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: tuple[Tensor, Tensor, Tensor]) -> None:
-        x, w, b, residual, _, _, ctx.plan = inputs
-        _, mean, invstd = output
-        ctx.mark_non_differentiable(mean, invstd)
+    def setup_context(ctx: Any, inputs: Any, output: tuple[Tensor, ...]) -> None:
+        x, w, b, residual, _, _, spec = inputs
+        ctx.spec = _with_format(spec, x)
+        mean, invstd = output[1:3]
+        ctx.mark_non_differentiable(*(t for t in output[1:] if t is not None))
         ctx.set_materialize_grads(False)
         ctx.residual_format = None if residual is None else _format_of(residual)
         if forward_mode_is_on():
             ctx.save_for_forward(x, w, b, residual, mean, invstd)
-        if ctx.plan.relu:
+        if spec.relu:
             ctx.save_for_backward(x, w, b, residual, mean, invstd)
             return
         need_x, need_w = ctx.needs_input_grad[:2]
         # In evaluation dx does not depend on x.
-        saved_x = x if need_w or (need_x and ctx.plan.training) else None
+        saved_x = x if need_w or (need_x and spec.training) else None
         ctx.save_for_backward(saved_x, w if need_x else None, None, None, mean, invstd)
 
     @staticmethod
@@ -145,20 +135,22 @@ class BatchNorm(torch.autograd.Function):
             return (None,) * 7
         x, w, b, residual, mean, invstd = ctx.saved_tensors
         want_x, want_w, want_b, want_residual = ctx.needs_input_grad[:4]
-        plan = ctx.plan
+        spec = ctx.spec
         dx = dw = db = None
         dz: Tensor | None = dy
         if not is_differentiated(dy, x, w):
-            wanted = want_x, want_w, want_b, want_residual and plan.relu
-            dx, dw, db, dz = _backward(dy, x, w, b, mean, invstd, residual, plan, wanted)
-            if not plan.relu:
+            wanted = want_x, want_w, want_b, want_residual and spec.relu
+            dx, dw, db, dz = call(Backward, dy, x, w, b, mean, invstd, residual, spec, wanted)
+            if not spec.relu:
                 dz = dy
         else:
-            if plan.relu:
-                dz = call(ActivationBackward, dy, x, w, b, mean, invstd, residual, plan)
+            if spec.relu:
+                dz = call(ActivationBackward, dy, x, w, b, mean, invstd, residual, spec)
             if want_x or want_w or want_b:
                 wanted = want_x, want_w, want_b
-                dx, dw, db = call(BatchNormBackward, dz, x, w, mean, invstd, _without_relu(dy, plan), wanted)
+                dx, dw, db = call(
+                    BatchNormBackward, dz, x, w, mean, invstd, spec._replace(relu=False), wanted
+                )
         dresidual = layout.dense(dz, ctx.residual_format) if want_residual and dz is not None else None
         return dx, dw, db, dresidual, None, None, None
 
@@ -172,64 +164,208 @@ class BatchNorm(torch.autograd.Function):
         *_: Any,
     ) -> tuple[Tensor, None, None]:
         x, w, b, residual, mean, invstd = ctx.saved_tensors
-        plan = ctx.plan
+        spec = ctx.spec
         y_t = residual_t
         if residual_t is None or any(t is not None for t in (x_t, w_t, b_t)):
             # The derivative wrt x is symmetric, so that backward's gradient wrt dy is the derivative of y.
             y_t = call(
                 BatchNormDoubleBackward,
                 *(x_t, w_t, b_t, None, x, w, mean, invstd),
-                _without_relu(x, plan),
+                spec._replace(relu=False),
                 (True, False, False),
             )[0]
             y_t = y_t if residual_t is None else y_t + residual_t
         assert y_t is not None
-        if plan.relu:
-            y_t = call(ActivationBackward, y_t, x, w, b, mean, invstd, residual, plan)
+        if spec.relu:
+            y_t = call(ActivationBackward, y_t, x, w, b, mean, invstd, residual, spec)
         return y_t, None, None
 
 
-def _without_relu(x: Tensor, plan: Plan) -> Plan:
-    if not plan.relu:
-        return plan
-    return batch_norm_plan(x.shape, x.dtype, plan.memory_format, plan.param_dtype, plan.training)
+class BatchNorm(_BatchNorm):
+    """y = (x − mean) · invstd · w + b + residual, or its ReLU; and mean and invstd, per channel.
+
+    In training mean and invstd are those of x, and the running statistics, where given, are updated in
+    place; in evaluation they are the running ones.
+    """
+
+    @staticmethod
+    def forward(
+        x: Tensor,
+        w: Tensor | None,
+        b: Tensor | None,
+        residual: Tensor | None,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        spec: BatchNormSpec,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        dense_mean, dense_var = _contiguous(running_mean), _contiguous(running_var)
+        results = _normalised(x, w, b, residual, dense_mean, dense_var, spec)
+        if spec.training and running_mean is not None:
+            assert running_var is not None and dense_mean is not None and dense_var is not None
+            _updated(running_mean, dense_mean)
+            _updated(running_var, dense_var)
+        return results
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[int | None, ...], *args: Any
+    ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+        if args[-1].training and args[4] is not None and None in in_dims[4:6]:
+            raise RuntimeError(
+                "batch_norm: under vmap the running statistics, which are updated, must be mapped too"
+            )
+        results, _ = _vmap(NewBatchNorm, info, in_dims, args)
+        for running, dim, new in zip(args[4:6], in_dims[4:6], results[3:], strict=True):
+            if new is not None:
+                running.movedim(dim, 0).copy_(new)
+        return results[:3], (0, 0, 0)
 
 
-def _backward(
-    dy: Tensor,
-    x: Tensor | None,
-    w: Tensor | None,
-    b: Tensor | None,
-    mean: Tensor,
-    invstd: Tensor,
-    residual: Tensor | None,
-    plan: Plan,
-    wanted: tuple[bool, ...],
-) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    """(dx, dw, db, dresidual), those wanted, else None."""
-    memory_format = plan.memory_format
-    want_x, want_w, want_b, want_residual = wanted
-    dx = torch.empty_like(dy, memory_format=memory_format) if want_x else None
-    dw = dy.new_empty(dy.shape[1], dtype=plan.param_dtype) if want_w else None
-    db = dy.new_empty(dy.shape[1], dtype=plan.param_dtype) if want_b else None
-    dresidual = torch.empty_like(dy, memory_format=memory_format) if want_residual else None
-    if True in wanted:
-        launch(
-            "batch_norm_backward",
-            plan.params,
-            layout.dense(dy, memory_format),
-            None if x is None else layout.dense(x, memory_format),
-            _contiguous(w),
-            _contiguous(b),
-            mean,
-            invstd,
-            None if residual is None else layout.dense(residual, memory_format),
-            dx,
-            dw,
-            db,
-            dresidual,
+@raw_op(
+    "batch_norm(Tensor x, Tensor? w, Tensor? b, Tensor? residual, Tensor? running_mean, "
+    "Tensor? running_var, OPTIONS) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    BatchNormSpec,
+)
+class NewBatchNorm(_BatchNorm):
+    """BatchNorm that changes nothing: the new running statistics are results too, or None where there are
+    none. What compilers are given."""
+
+    @staticmethod
+    def compute(
+        x: Tensor,
+        w: Tensor | None,
+        b: Tensor | None,
+        residual: Tensor | None,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        spec: BatchNormSpec,
+    ) -> tuple[Tensor | None, ...]:
+        statistics: tuple[Tensor | None, ...] = _contiguous(running_mean), _contiguous(running_var)
+        updated = spec.training and running_mean is not None
+        if updated:
+            statistics = tuple(None if t is None else t.clone() for t in statistics)
+        results = _normalised(x, w, b, residual, *statistics, _with_format(spec, x))
+        return *results, *(statistics if updated else (None, None))
+
+    @staticmethod
+    def fake(
+        x: Tensor,
+        w: Tensor | None,
+        b: Tensor | None,
+        residual: Tensor | None,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        spec: BatchNormSpec,
+    ) -> tuple[Tensor | None, ...]:
+        y = torch.empty_like(x, memory_format=_with_format(spec, x).memory_format)
+        mean, invstd = (x.new_empty(x.shape[1], dtype=_accumulator(x)) for _ in range(2))
+        updated = spec.training and running_mean is not None
+        new = (
+            torch.empty_like(t) if updated and t is not None else None for t in (running_mean, running_var)
         )
-    return dx, dw, db, dresidual
+        return y, mean, invstd, *new
+
+    @staticmethod
+    def present(*args: Any) -> tuple[bool, ...]:
+        updated = args[-1].training and args[4] is not None
+        return True, True, True, updated, updated
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        return _BatchNorm.backward(ctx, *grads)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor | None, ...]:
+        return *_BatchNorm.jvp(ctx, *tangents), None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> Any:
+        return _vmap(NewBatchNorm, info, in_dims, args)
+
+
+def _with_format(spec: BatchNormSpec, x: Tensor) -> BatchNormSpec:
+    return spec if spec.memory_format is not None else spec._replace(memory_format=_format_of(x))
+
+
+def _vmap(
+    function: type[torch.autograd.Function], info: Any, in_dims: tuple[int | None, ...], args: tuple[Any, ...]
+) -> tuple[Any, Any]:
+    """The rule for all Functions here: what is mapped becomes channels."""
+    size = info.batch_size
+    folded = list(args)
+    for i, (t, dim) in enumerate(zip(args, in_dims, strict=True)):
+        if isinstance(t, Tensor):
+            is_vector = t.dim() == (1 if dim is None else 2)
+            folded[i] = (batching.into_batch if is_vector else batching.into_channels)(t, dim, size)
+        elif isinstance(t, BatchNormSpec):
+            folded[i] = t._replace(memory_format=layout.CONTIGUOUS)
+    results = call(function, *folded)
+
+    def unfolded(t: Tensor | None) -> Tensor | None:
+        return (batching.out_of_batch if t is None or t.dim() == 1 else batching.out_of_channels)(t, size)
+
+    if isinstance(results, Tensor):
+        return unfolded(results), 0
+    return tuple(map(unfolded, results)), tuple(None if t is None else 0 for t in results)
+
+
+@raw_op(
+    "batch_norm_backward(Tensor dy, Tensor? x, Tensor? w, Tensor? b, Tensor mean, Tensor invstd, "
+    "Tensor? residual, OPTIONS, bool[4] wanted) -> (Tensor, Tensor, Tensor, Tensor)",
+    BatchNormSpec,
+)
+class Backward(torch.autograd.Function):
+    """(dx, dw, db, dresidual), those wanted, else None, in one launch; not itself differentiable."""
+
+    @staticmethod
+    def compute(
+        dy: Tensor,
+        x: Tensor | None,
+        w: Tensor | None,
+        b: Tensor | None,
+        mean: Tensor,
+        invstd: Tensor,
+        residual: Tensor | None,
+        spec: BatchNormSpec,
+        wanted: tuple[bool, ...],
+    ) -> tuple[Tensor | None, ...]:
+        memory_format = spec.memory_format
+        assert memory_format is not None
+        results = Backward.fake(dy, x, w, b, mean, invstd, residual, spec, wanted)
+        if True in wanted:
+            launch(
+                "batch_norm_backward",
+                batch_norm_params(spec, dy.shape, dy.dtype),
+                layout.dense(dy, memory_format),
+                None if x is None else layout.dense(x, memory_format),
+                _contiguous(w),
+                _contiguous(b),
+                mean,
+                invstd,
+                None if residual is None else layout.dense(residual, memory_format),
+                *results,
+            )
+        return results
+
+    @staticmethod
+    def fake(dy: Tensor, *args: Any) -> tuple[Tensor | None, ...]:
+        *_, spec, (want_x, want_w, want_b, want_residual) = args
+        dx = torch.empty_like(dy, memory_format=spec.memory_format) if want_x else None
+        dw = dy.new_empty(dy.shape[1], dtype=spec.param_dtype) if want_w else None
+        db = dy.new_empty(dy.shape[1], dtype=spec.param_dtype) if want_b else None
+        return dx, dw, db, torch.empty_like(dy, memory_format=spec.memory_format) if want_residual else None
+
+    @staticmethod
+    def present(*args: Any) -> tuple[bool, ...]:
+        return tuple(args[-1])
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> Any:
+        return _vmap(Backward, info, in_dims, args)
 
 
 class ActivationBackward(torch.autograd.Function):
@@ -244,28 +380,35 @@ class ActivationBackward(torch.autograd.Function):
         mean: Tensor,
         invstd: Tensor,
         residual: Tensor | None,
-        plan: Plan,
+        spec: BatchNormSpec,
     ) -> Tensor:
-        dz = _backward(dy, x, w, b, mean, invstd, residual, plan, (False, False, False, True))[3]
+        wanted = False, False, False, True
+        dz = Backward.forward(dy, x, w, b, mean, invstd, residual, spec, wanted)[3]
         assert dz is not None
         return dz
 
     @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> Any:
+        return _vmap(ActivationBackward, info, in_dims, args)
+
+    dispatch = forward
+
+    @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
-        *tensors, ctx.plan = inputs[1:]
+        *tensors, ctx.spec = inputs[1:]
         ctx.save_for_backward(*tensors)
         ctx.save_for_forward(*tensors)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        return call(ActivationBackward, g, *ctx.saved_tensors, ctx.plan), *(None,) * 7
+        return call(ActivationBackward, g, *ctx.saved_tensors, ctx.spec), *(None,) * 7
 
     @staticmethod
     def jvp(ctx: Any, dy_t: Tensor | None, *_: Any) -> Tensor:
         x = ctx.saved_tensors[0]
         if dy_t is None:
-            return torch.zeros_like(x, memory_format=ctx.plan.memory_format)
-        return call(ActivationBackward, dy_t, *ctx.saved_tensors, ctx.plan)
+            return torch.zeros_like(x, memory_format=ctx.spec.memory_format)
+        return call(ActivationBackward, dy_t, *ctx.saved_tensors, ctx.spec)
 
 
 class BatchNormBackward(torch.autograd.Function):
@@ -278,14 +421,20 @@ class BatchNormBackward(torch.autograd.Function):
         w: Tensor | None,
         mean: Tensor,
         invstd: Tensor,
-        plan: Plan,
+        spec: BatchNormSpec,
         wanted: tuple[bool, bool, bool],
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        return _backward(dy, x, w, None, mean, invstd, None, plan, (*wanted, False))[:3]
+        return Backward.forward(dy, x, w, None, mean, invstd, None, spec, (*wanted, False))[:3]
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> Any:
+        return _vmap(BatchNormBackward, info, in_dims, args)
+
+    dispatch = forward
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        dy, x, w, mean, invstd, ctx.plan, _ = inputs
+        dy, x, w, mean, invstd, ctx.spec, _ = inputs
         ctx.save_for_backward(dy, x, w, mean, invstd)
         ctx.set_materialize_grads(False)
 
@@ -296,7 +445,7 @@ class BatchNormBackward(torch.autograd.Function):
         dy, x, w, mean, invstd = ctx.saved_tensors
         need_dy, need_x, need_w = ctx.needs_input_grad[:3]
         # What does not flow through these gradients is zero: None says so for less work.
-        need_x &= (ctx.plan.training and ddx is not None) or ddw is not None
+        need_x &= (ctx.spec.training and ddx is not None) or ddw is not None
         need_w &= ddx is not None
         need_dy &= any(t is not None for t in (ddx, ddw, ddb))
         gdy, gx, gw = call(
@@ -309,12 +458,17 @@ class BatchNormBackward(torch.autograd.Function):
             w,
             mean,
             invstd,
-            ctx.plan,
+            ctx.spec,
             (need_dy, need_x, need_w),
         )
         return gdy, gx, gw, None, None, None, None
 
 
+@raw_op(
+    "batch_norm_double_backward(Tensor? ddx, Tensor? ddw, Tensor? ddb, Tensor? dy, Tensor? x, Tensor? w, "
+    "Tensor mean, Tensor invstd, OPTIONS, bool[3] wanted) -> (Tensor, Tensor, Tensor)",
+    BatchNormSpec,
+)
 class BatchNormDoubleBackward(torch.autograd.Function):
     """Gradients of BatchNormBackward wrt its (dy, x, w), those wanted, else None.
 
@@ -322,7 +476,7 @@ class BatchNormDoubleBackward(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
+    def compute(
         ddx: Tensor | None,
         ddw: Tensor | None,
         ddb: Tensor | None,
@@ -331,19 +485,19 @@ class BatchNormDoubleBackward(torch.autograd.Function):
         w: Tensor | None,
         mean: Tensor,
         invstd: Tensor,
-        plan: Plan,
+        spec: BatchNormSpec,
         wanted: tuple[bool, bool, bool],
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        like = next(t for t in (dy, x, ddx) if t is not None)
-        memory_format = plan.memory_format
-        gdy, gx = (
-            layout.empty_like(like, like.shape, memory_format) if want else None for want in wanted[:2]
+        memory_format = spec.memory_format
+        assert memory_format is not None
+        gdy, gx, gw = BatchNormDoubleBackward.fake(
+            *(ddx, ddw, ddb, dy, x, w, mean, invstd, spec, wanted),
         )
-        gw = like.new_empty(like.shape[1], dtype=plan.param_dtype) if wanted[2] else None
+        like = next(t for t in (dy, x, ddx) if t is not None)
         x, dy, ddx = (None if t is None else layout.dense(t, memory_format) for t in (x, dy, ddx))
         launch(
             "batch_norm_double_backward",
-            plan.params,
+            batch_norm_params(spec, like.shape, like.dtype),
             mean,
             invstd,
             _contiguous(w),
@@ -357,6 +511,24 @@ class BatchNormDoubleBackward(torch.autograd.Function):
             gdy,
         )
         return gdy, gx, gw
+
+    @staticmethod
+    def fake(*args: Any) -> tuple[Tensor | None, ...]:
+        ddx, _, _, dy, x, *_, spec, (want_dy, want_x, want_w) = args
+        like = next(t for t in (dy, x, ddx) if t is not None)
+        gdy, gx = (
+            layout.empty_like(like, like.shape, spec.memory_format) if want else None
+            for want in (want_dy, want_x)
+        )
+        return gdy, gx, like.new_empty(like.shape[1], dtype=spec.param_dtype) if want_w else None
+
+    @staticmethod
+    def present(*args: Any) -> tuple[bool, ...]:
+        return tuple(args[-1])
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> Any:
+        return _vmap(BatchNormDoubleBackward, info, in_dims, args)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -382,6 +554,13 @@ def batch_norm(
 ) -> Tensor:
     """Normalises x; updates the running statistics, where given, in training. Arguments are checked."""
     if running_mean is None or not training:
-        momentum = 0.0  # unused: one plan serves all
-    plan = batch_norm_plan(x.shape, x.dtype, _format_of(x), param_dtype, training, momentum, eps, relu)
-    return call(BatchNorm, x, w, b, residual, running_mean, running_var, plan)[0]
+        momentum = 0.0  # unused: one set of params serves all
+    spec = BatchNormSpec(training, momentum, eps, relu, param_dtype, None)
+    if is_plain(x):
+        spec = spec._replace(memory_format=_format_of(x))
+        return call(BatchNorm, x, w, b, residual, running_mean, running_var, spec)[0]
+    y, _, _, *new = call(NewBatchNorm, x, w, b, residual, running_mean, running_var, spec)
+    if training and running_mean is not None and running_var is not None:
+        running_mean.copy_(new[0])
+        running_var.copy_(new[1])
+    return y

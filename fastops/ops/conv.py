@@ -10,6 +10,7 @@ the latter two at once, for kernels that then read dy once.
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -18,8 +19,9 @@ from torch import Tensor
 
 from fastops import _C
 from fastops.backends import DTYPES, launch
-from fastops.ops import layout
+from fastops.ops import batching, layout
 from fastops.ops.autograd import call
+from fastops.ops.library import raw_op
 
 Shape = tuple[int, ...]
 
@@ -102,20 +104,26 @@ def _relu_grad(dy: Tensor, y: Tensor) -> Tensor:
     return torch.ops.aten.threshold_backward(dy, y, 0)
 
 
+@raw_op(
+    "conv2d(Tensor x, Tensor w, Tensor? b, OPTIONS, SymInt[4] shape, MemoryFormat? memory_format, bool relu) "
+    "-> Tensor",
+    ConvSpec,
+)
 class Conv(torch.autograd.Function):
-    """y = x ∗ w + b, of the given shape and layout; relu: max(y, 0)."""
+    """y = x ∗ w + b, of the given shape and layout (None: as in torch); relu: max(y, 0)."""
 
     @staticmethod
-    def forward(
+    def compute(
         x: Tensor,
         w: Tensor,
         b: Tensor | None,
         spec: ConvSpec,
         shape: Shape,
-        memory_format: torch.memory_format,
+        memory_format: torch.memory_format | None,
         relu: bool = False,
     ) -> Tensor:
         w_format = layout.format_of(w)
+        memory_format = memory_format or result_format(x, w)
         y = layout.empty_like(x, shape, memory_format)
         if y.numel():
             precision = tf32_allowed(x)
@@ -125,6 +133,48 @@ class Conv(torch.autograd.Function):
             bias = None if b is None else layout.dense(b, layout.CONTIGUOUS)
             launch("conv", params, layout.dense(x, memory_format), layout.dense(w, w_format), bias, y)
         return y
+
+    @staticmethod
+    def fake(
+        x: Tensor,
+        w: Tensor,
+        b: Tensor | None,
+        spec: ConvSpec,
+        shape: Shape,
+        memory_format: torch.memory_format | None,
+        relu: bool = False,
+    ) -> Tensor:
+        return layout.empty_like(x, shape, memory_format or result_format(x, w))
+
+    autocast = torch.get_autocast_dtype
+
+    @staticmethod
+    def flops(x: Shape, w: Shape, b: Shape | None, spec: ConvSpec, shape: Shape, *_: Any) -> int:
+        return 2 * math.prod(shape) * math.prod(w[1:])
+
+    @staticmethod
+    def vmap(
+        info: Any,
+        in_dims: tuple[int | None, ...],
+        x: Tensor,
+        w: Tensor,
+        b: Tensor | None,
+        spec: ConvSpec,
+        shape: Shape,
+        memory_format: torch.memory_format | None,
+        relu: bool = False,
+    ) -> tuple[Tensor, int]:
+        size = info.batch_size
+        if in_dims[1] is None and in_dims[2] is None:
+            batch = batching.into_batch(x, in_dims[0], size)
+            y = call(Conv, batch, w, b, spec, (size * shape[0], *shape[1:]), None, relu)
+            return batching.out_of_batch(y, size), 0
+        # A group of channels for each.
+        channels = batching.into_channels(x, in_dims[0], size)
+        w, b = batching.into_batch(w, in_dims[1], size), batching.into_batch(b, in_dims[2], size)
+        grouped = spec._replace(groups=size * spec.groups)
+        y = call(Conv, channels, w, b, grouped, (shape[0], size * shape[1], *shape[2:]), None, relu)
+        return batching.out_of_channels(y, size), 0
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
@@ -167,19 +217,25 @@ class Conv(torch.autograd.Function):
         return dx, dw, db, None, None, None, None
 
 
+@raw_op(
+    "conv2d_input_grad(Tensor dy, Tensor w, Tensor? b, OPTIONS, SymInt[4] shape, "
+    "MemoryFormat? memory_format) -> Tensor",
+    ConvSpec,
+)
 class ConvInputGrad(torch.autograd.Function):
     """dx of the given shape and layout from dy and w; plus b per channel (for a transposed convolution)."""
 
     @staticmethod
-    def forward(
+    def compute(
         dy: Tensor,
         w: Tensor,
         b: Tensor | None,
         spec: ConvSpec,
         shape: Shape,
-        memory_format: torch.memory_format,
+        memory_format: torch.memory_format | None,
     ) -> Tensor:
         w_format = layout.format_of(w)
+        memory_format = memory_format or result_format(dy, w)
         dx = layout.empty_like(dy, shape, memory_format)
         if dx.numel():
             precision = tf32_allowed(dy)
@@ -196,8 +252,48 @@ class ConvInputGrad(torch.autograd.Function):
         return dx
 
     @staticmethod
+    def fake(
+        dy: Tensor,
+        w: Tensor,
+        b: Tensor | None,
+        spec: ConvSpec,
+        shape: Shape,
+        memory_format: torch.memory_format | None,
+    ) -> Tensor:
+        return layout.empty_like(dy, shape, memory_format or result_format(dy, w))
+
+    autocast = torch.get_autocast_dtype
+
+    @staticmethod
+    def flops(dy: Shape, w: Shape, *_: Any) -> int:
+        return 2 * math.prod(dy) * math.prod(w[1:])
+
+    @staticmethod
+    def vmap(
+        info: Any,
+        in_dims: tuple[int | None, ...],
+        dy: Tensor,
+        w: Tensor,
+        b: Tensor | None,
+        spec: ConvSpec,
+        shape: Shape,
+        memory_format: torch.memory_format | None,
+    ) -> tuple[Tensor, int]:
+        size = info.batch_size
+        if in_dims[1] is None and in_dims[2] is None:
+            batch = batching.into_batch(dy, in_dims[0], size)
+            dx = call(ConvInputGrad, batch, w, b, spec, (size * shape[0], *shape[1:]), None)
+            return batching.out_of_batch(dx, size), 0
+        channels = batching.into_channels(dy, in_dims[0], size)
+        w, b = batching.into_batch(w, in_dims[1], size), batching.into_batch(b, in_dims[2], size)
+        grouped = spec._replace(groups=size * spec.groups)
+        dx = call(ConvInputGrad, channels, w, b, grouped, (shape[0], size * shape[1], *shape[2:]), None)
+        return batching.out_of_channels(dx, size), 0
+
+    @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
-        dy, w, _, ctx.spec, ctx.shape, ctx.memory_format = inputs
+        dy, w, _, ctx.spec, ctx.shape, _ = inputs
+        ctx.memory_format = layout.format_of(output)
         ctx.dy_shape, ctx.w_shape = dy.shape, w.shape
         ctx.dy_format, ctx.w_format = layout.format_of(dy), layout.format_of(w)
         needs_dy, needs_w = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
@@ -229,11 +325,16 @@ class ConvInputGrad(torch.autograd.Function):
         return ddy, dw, db, None, None, None
 
 
+@raw_op(
+    "conv2d_weight_grad(Tensor dy, Tensor x, OPTIONS, SymInt[4] shape, MemoryFormat memory_format, "
+    "bool with_bias) -> (Tensor, Tensor)",
+    ConvSpec,
+)
 class ConvWeightGrad(torch.autograd.Function):
     """(dw, db) from dy and x: dw of the given shape and layout, db if wanted, else None."""
 
     @staticmethod
-    def forward(
+    def compute(
         dy: Tensor,
         x: Tensor,
         spec: ConvSpec,
@@ -249,8 +350,56 @@ class ConvWeightGrad(torch.autograd.Function):
             params = conv_params(spec, x.shape, shape, dy.shape, x.dtype, x_format, memory_format, precision)
             launch("conv_weight_grad", params, layout.dense(dy, x_format), layout.dense(x, x_format), dw, db)
         elif db is not None:
-            db.copy_(ConvBiasGrad.forward(dy))
+            db.copy_(ConvBiasGrad.compute(dy))
         return dw, db
+
+    @staticmethod
+    def fake(
+        dy: Tensor,
+        x: Tensor,
+        spec: ConvSpec,
+        shape: Shape,
+        memory_format: torch.memory_format,
+        with_bias: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        dw = layout.empty_like(x, shape, memory_format)
+        return dw, dy.new_empty(dy.shape[1]) if with_bias else None
+
+    @staticmethod
+    def present(*args: Any) -> tuple[bool, ...]:
+        return True, args[-1]
+
+    @staticmethod
+    def flops(dy: Shape, x: Shape, spec: ConvSpec, shape: Shape, *_: Any) -> int:
+        # As torch counts, who does not divide by the groups here.
+        return 2 * math.prod(dy) * x[1] * math.prod(shape[2:])
+
+    @staticmethod
+    def vmap(
+        info: Any,
+        in_dims: tuple[int | None, ...],
+        dy: Tensor,
+        x: Tensor,
+        spec: ConvSpec,
+        shape: Shape,
+        memory_format: torch.memory_format,
+        with_bias: bool,
+    ) -> tuple[tuple[Tensor, Tensor | None], tuple[int, int | None]]:
+        size = info.batch_size
+        grouped = spec._replace(groups=size * spec.groups)
+        dw, db = call(
+            ConvWeightGrad,
+            batching.into_channels(dy, in_dims[0], size),
+            batching.into_channels(x, in_dims[1], size),
+            grouped,
+            (size * shape[0], *shape[1:]),
+            memory_format,
+            with_bias,
+        )
+        return (batching.out_of_batch(dw, size), batching.out_of_batch(db, size)), (
+            0,
+            0 if with_bias else None,
+        )
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -304,17 +453,21 @@ def _conv_or_bias(
     return None if b is None else call(ConvBiasExpand, b, shape)
 
 
+@raw_op(
+    "conv2d_backward(Tensor dy, Tensor x, Tensor w, OPTIONS, bool with_bias) -> (Tensor, Tensor, Tensor)",
+    ConvSpec,
+)
 class ConvBackward(torch.autograd.Function):
     """(dx, dw, db) from dy, x and w, in the layouts of x and w; db if wanted, else None."""
 
     @staticmethod
-    def forward(
+    def compute(
         dy: Tensor, x: Tensor, w: Tensor, spec: ConvSpec, with_bias: bool
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         x_format, w_format = layout.format_of(x), layout.format_of(w)
         if not dy.numel():
-            dx = ConvInputGrad.forward(dy, w, None, spec, x.shape, x_format)
-            return dx, *ConvWeightGrad.forward(dy, x, spec, w.shape, w_format, with_bias)
+            dx = ConvInputGrad.compute(dy, w, None, spec, x.shape, x_format)
+            return dx, *ConvWeightGrad.compute(dy, x, spec, w.shape, w_format, with_bias)
         dx = layout.empty_like(dy, x.shape, x_format)
         dw = layout.empty_like(dy, w.shape, w_format)
         db = dy.new_empty(dy.shape[1]) if with_bias else None
@@ -323,6 +476,40 @@ class ConvBackward(torch.autograd.Function):
         dense = layout.dense(dy, x_format), layout.dense(x, x_format), layout.dense(w, w_format)
         launch("conv_backward", params, *dense, dx, dw, db)
         return dx, dw, db
+
+    @staticmethod
+    def fake(
+        dy: Tensor, x: Tensor, w: Tensor, spec: ConvSpec, with_bias: bool
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        dx = layout.empty_like(dy, x.shape, layout.format_of(x))
+        dw = layout.empty_like(dy, w.shape, layout.format_of(w))
+        return dx, dw, dy.new_empty(dy.shape[1]) if with_bias else None
+
+    @staticmethod
+    def present(*args: Any) -> tuple[bool, ...]:
+        return True, True, args[-1]
+
+    @staticmethod
+    def flops(dy: Shape, x: Shape, w: Shape, spec: ConvSpec, *_: Any) -> int:
+        return ConvInputGrad.flops(dy, w) + ConvWeightGrad.flops(dy, x, spec, w)
+
+    @staticmethod
+    def vmap(
+        info: Any,
+        in_dims: tuple[int | None, ...],
+        dy: Tensor,
+        x: Tensor,
+        w: Tensor,
+        spec: ConvSpec,
+        with_bias: bool,
+    ) -> tuple[tuple[Tensor | None, ...], tuple[int | None, ...]]:
+        of_dy, of_x, of_w, *_ = in_dims
+        x_shape, w_shape = batching.shape_of(x, of_x), batching.shape_of(w, of_w)
+        like_x = spec, x_shape, layout.CONTIGUOUS
+        like_w = spec, w_shape, layout.CONTIGUOUS, with_bias
+        dx, _ = ConvInputGrad.vmap(info, (of_dy, of_w, None), dy, w, None, *like_x)
+        (dw, db), _ = ConvWeightGrad.vmap(info, (of_dy, of_x), dy, x, *like_w)
+        return (dx, dw, db), (0, 0, 0 if with_bias else None)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -364,11 +551,12 @@ class ConvBackward(torch.autograd.Function):
         return ddy, dx, dw, None, None
 
 
+@raw_op("conv2d_bias_grad(Tensor dy) -> Tensor")
 class ConvBiasGrad(torch.autograd.Function):
     """db[k] = Σ dy over the batch and all positions."""
 
     @staticmethod
-    def forward(dy: Tensor) -> Tensor:
+    def compute(dy: Tensor) -> Tensor:
         memory_format = layout.format_of(dy)
         db = dy.new_empty(dy.shape[1])
         shape = dy.shape
@@ -377,6 +565,15 @@ class ConvBiasGrad(torch.autograd.Function):
         )
         launch("conv_bias_grad", params, layout.dense(dy, memory_format), db)
         return db
+
+    @staticmethod
+    def fake(dy: Tensor) -> Tensor:
+        return dy.new_empty(dy.shape[1])
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], dy: Tensor) -> tuple[Tensor, int]:
+        db = call(ConvBiasGrad, batching.into_channels(dy, in_dims[0], info.batch_size))
+        return batching.out_of_batch(db, info.batch_size), 0
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
@@ -397,6 +594,13 @@ class ConvBiasExpand(torch.autograd.Function):
     @staticmethod
     def forward(b: Tensor, shape: Shape) -> Tensor:
         return b.view(1, -1, 1, 1).expand(shape)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], b: Tensor, shape: Shape) -> tuple[Tensor, int]:
+        channels = call(ConvBiasExpand, b.movedim(in_dims[0], 0).flatten(), (1, math.prod(b.shape), 1, 1))
+        return channels.view(-1, 1, shape[1], 1, 1).expand(-1, *shape), 0
+
+    dispatch = forward
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from fastops import _C
 from fastops.backends import DTYPES, launch
-from fastops.ops import layout
+from fastops.ops import batching, layout
 from fastops.ops.autograd import call
+from fastops.ops.library import raw_op
 
 # torch's mode → the kernels' filter.
 FILTERS = {
@@ -45,6 +46,8 @@ class Plan(NamedTuple):
 
 def scaled_size(size: int, scale: float) -> int:
     """Output size for a factor; RuntimeError where that is no number."""
+    if not isinstance(size, int):
+        return torch.sym_int(size * scale)
     try:
         return int(size * scale)
     except (OverflowError, ValueError):
@@ -61,28 +64,35 @@ def output_size(spec: InterpolateSpec, shape: tuple[int, ...]) -> tuple[int, int
     return scaled_size(shape[2], spec.scale[0]), scaled_size(shape[3], spec.scale[1])
 
 
+def resized_shape(spec: InterpolateSpec, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The result's shape; raises where there is none."""
+    n, c, h, w = shape
+    out = output_size(spec, shape)
+    if h < 1 or w < 1 or out[0] < 1 or out[1] < 1:
+        raise RuntimeError(
+            f"interpolate: input and output sizes should be greater than 0, but got input {(h, w)}, "
+            f"output {out} (size={spec.size}, scale_factor={spec.scale})"
+        )
+    if out[0] >= 2**31 or out[1] >= 2**31:
+        raise RuntimeError(f"interpolate: output size {out} is too large (scale_factor={spec.scale})")
+    if c == 0:
+        raise RuntimeError(f"interpolate: only the batch of the input may be empty, got shape {tuple(shape)}")
+    return (n, c, *out)
+
+
 @lru_cache(maxsize=4096)
 def interpolate_plan(
     spec: InterpolateSpec, shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool, adjoint: bool
 ) -> Plan:
     n, c, h, w = shape
-    out = output_size(spec, shape)
-    if min(h, w, *out) < 1:
-        raise RuntimeError(
-            f"interpolate: input and output sizes should be greater than 0, but got input {(h, w)}, "
-            f"output {out} (size={spec.size}, scale_factor={spec.scale})"
-        )
-    if max(out) >= 2**31:
-        raise RuntimeError(f"interpolate: output size {out} is too large (scale_factor={spec.scale})")
-    if c == 0:
-        raise RuntimeError(f"interpolate: only the batch of the input may be empty, got shape {tuple(shape)}")
+    out_shape = resized_shape(spec, shape)
     params = _C.InterpolateParams(
         dtype=DTYPES[dtype],
         channels_last=channels_last,
         n=n,
         c=c,
         in_=(1, h, w),
-        out=(1, *out),
+        out=(1, *out_shape[2:]),
         filter=FILTERS[spec.mode],
         scale=(0.0, *((0.0, 0.0) if spec.scale is None or spec.recompute else spec.scale)),
         align_corners=spec.align_corners,
@@ -90,19 +100,31 @@ def interpolate_plan(
     )
     weighted = "interpolate_weighted_u8" if dtype is torch.uint8 else "interpolate_weighted"
     op = "interpolate_nearest" if spec.mode.startswith("nearest") else weighted
-    return Plan(op + "_adjoint" if adjoint else op, params, tuple(shape), (n, c, *out))
+    return Plan(op + "_adjoint" if adjoint else op, params, tuple(shape), out_shape)
 
 
+@raw_op("interpolate(Tensor x, OPTIONS) -> Tensor", InterpolateSpec)
 class Interpolate(torch.autograd.Function):
     """y = x, resized."""
 
     @staticmethod
-    def forward(x: Tensor, spec: InterpolateSpec) -> Tensor:
+    def compute(x: Tensor, spec: InterpolateSpec) -> Tensor:
         memory_format = layout.format_of(x)
         plan = interpolate_plan(spec, x.shape, x.dtype, memory_format is layout.CHANNELS_LAST, False)
         y = layout.empty_like(x, plan.out_shape, memory_format)
         launch(plan.op, plan.params, layout.dense(x, memory_format), y)
         return y
+
+    @staticmethod
+    def fake(x: Tensor, spec: InterpolateSpec) -> Tensor:
+        return layout.empty_like(x, resized_shape(spec, x.shape), layout.format_of(x))
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[int | None, ...], x: Tensor, spec: InterpolateSpec
+    ) -> tuple[Tensor, int]:
+        batch = batching.into_batch(x, in_dims[0], info.batch_size)
+        return batching.out_of_batch(call(Interpolate, batch, spec), info.batch_size), 0
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
@@ -118,17 +140,40 @@ class Interpolate(torch.autograd.Function):
         return call(Interpolate, dx, ctx.spec)
 
 
+@raw_op(
+    "interpolate_adjoint(Tensor dy, OPTIONS, SymInt[4] shape, MemoryFormat memory_format) -> Tensor",
+    InterpolateSpec,
+)
 class InterpolateAdjoint(torch.autograd.Function):
     """dx = the transpose of Interpolate, for an input of the given shape and layout, applied to dy."""
 
     @staticmethod
-    def forward(
+    def compute(
         dy: Tensor, spec: InterpolateSpec, shape: tuple[int, ...], memory_format: torch.memory_format
     ) -> Tensor:
         plan = interpolate_plan(spec, shape, dy.dtype, memory_format is layout.CHANNELS_LAST, True)
         dx = layout.empty_like(dy, plan.in_shape, memory_format)
         launch(plan.op, plan.params, layout.dense(dy, memory_format), dx)
         return dx
+
+    @staticmethod
+    def fake(
+        dy: Tensor, spec: InterpolateSpec, shape: tuple[int, ...], memory_format: torch.memory_format
+    ) -> Tensor:
+        return layout.empty_like(dy, shape, memory_format)
+
+    @staticmethod
+    def vmap(
+        info: Any,
+        in_dims: tuple[int | None, ...],
+        dy: Tensor,
+        spec: InterpolateSpec,
+        shape: tuple[int, ...],
+        memory_format: torch.memory_format,
+    ) -> tuple[Tensor, int]:
+        batch = batching.into_batch(dy, in_dims[0], info.batch_size)
+        dx = call(InterpolateAdjoint, batch, spec, (info.batch_size * shape[0], *shape[1:]), memory_format)
+        return batching.out_of_batch(dx, info.batch_size), 0
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:

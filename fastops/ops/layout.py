@@ -15,8 +15,7 @@ CONTIGUOUS = torch.contiguous_format
 CHANNELS_LAST = torch.channels_last
 
 
-@lru_cache(maxsize=4096)
-def _format_of_strides(shape: tuple[int, ...], stride: tuple[int, ...]) -> torch.memory_format:
+def _suggested(shape: tuple[int, ...], stride: tuple[int, ...]) -> torch.memory_format:
     """torch's own rule (``suggest_memory_format``), which also decides when both layouts fit."""
     if len(shape) != 4 or stride[1] == 0:
         return CONTIGUOUS
@@ -31,9 +30,15 @@ def _format_of_strides(shape: tuple[int, ...], stride: tuple[int, ...]) -> torch
     return CHANNELS_LAST
 
 
+_remembered = lru_cache(maxsize=4096)(_suggested)
+
+
 def format_of(x: Tensor) -> torch.memory_format:
     """The layout that results computed from x should have."""
-    return _format_of_strides(x.shape, x.stride())
+    try:
+        return _remembered(x.shape, x.stride())
+    except TypeError:  # symbolic sizes do not hash
+        return _suggested(x.shape, x.stride())
 
 
 def dense(x: Tensor, memory_format: torch.memory_format) -> Tensor:

@@ -20,8 +20,9 @@ from torch import Tensor
 
 from fastops import _C
 from fastops.backends import DTYPES, NUMBERS_TAPS, choose, launch
-from fastops.ops import layout
+from fastops.ops import batching, layout
 from fastops.ops.autograd import call, is_differentiated
+from fastops.ops.library import raw_op
 from fastops.ops.pool import AdaptiveSpec, Plan, checked_pooled_size
 
 INDEX_TYPES = {
@@ -44,6 +45,18 @@ class MaxPoolSpec(NamedTuple):
 Spec = MaxPoolSpec | AdaptiveSpec
 
 
+def max_pooled_shape(spec: Spec, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The output's shape; raises where there is none."""
+    if isinstance(spec, AdaptiveSpec):
+        if 0 in shape[1:]:
+            raise RuntimeError(
+                f"adaptive_max_pool2d: only the batch of the input may be empty, got shape {tuple(shape)}"
+            )
+        return (*shape[:2], *spec.output_size)
+    options = spec.kernel, spec.stride, spec.padding, spec.dilation, spec.ceil_mode
+    return (*shape[:2], *checked_pooled_size("max_pool2d", shape, *options))
+
+
 @lru_cache(maxsize=4096)
 def max_pool_plan(
     spec: Spec,
@@ -53,19 +66,12 @@ def max_pool_plan(
     positions: torch.dtype | None,
 ) -> Plan:
     n, c, h, w = shape
+    out_shape = max_pooled_shape(spec, shape)
     options: dict[str, Any]
     if isinstance(spec, AdaptiveSpec):
-        if 0 in (c, h, w):
-            raise RuntimeError(
-                f"adaptive_max_pool2d: only the batch of the input may be empty, got shape {tuple(shape)}"
-            )
-        out = tuple(o if o is not None else i for o, i in zip(spec.output_size, (h, w), strict=True))
-        rows = h // out[0] + 2 if out[0] else 0
+        rows = h // out_shape[2] + 2 if out_shape[2] else 0
         options = dict(adaptive=True)
     else:
-        out = checked_pooled_size(
-            "max_pool2d", shape, spec.kernel, spec.stride, spec.padding, spec.dilation, spec.ceil_mode
-        )
         rows = min((spec.kernel[0] - 1) * spec.dilation[0] + 1, h)
         options = dict(
             kernel=(1, *spec.kernel),
@@ -77,7 +83,7 @@ def max_pool_plan(
     if min(rows, h) * w >= 2**30:
         raise NotImplementedError(
             f"max pooling: a window may span at most 2**30 elements of a plane, but the input is "
-            f"{tuple(shape)} and the output {out}"
+            f"{tuple(shape)} and the output {out_shape[2:]}"
         )
     params = _C.PoolParams(
         dtype=DTYPES[dtype],
@@ -85,60 +91,96 @@ def max_pool_plan(
         n=n,
         c=c,
         in_=(1, h, w),
-        out=(1, *out),
+        out=(1, *out_shape[2:]),
         positions=INDEX_TYPES[positions or torch.int64],
         **options,
     )
-    return Plan(params, tuple(shape), (n, c, *out))
+    return Plan(params, tuple(shape), out_shape)
 
 
 @lru_cache(maxsize=4096)
-def narrowest(spec: Spec, height: int, width: int, numbers_taps: bool) -> torch.dtype:
-    """The dtype for positions that only derivatives read."""
+def _numbers_fit(spec: Spec, height: int, width: int) -> bool:
+    """Whether a byte numbers a window's taps; 255 is for windows without an element."""
     if isinstance(spec, AdaptiveSpec):
         sizes = zip((height, width), spec.output_size, strict=True)
-        taps = math.prod(1 if o is None else i // o if i % o == 0 else i // o + 2 for i, o in sizes if o != 0)
-    else:
-        taps = math.prod(spec.kernel)
-    if numbers_taps and taps < 256:  # 255 is for windows without an element
+        return math.prod(i // o if i % o == 0 else i // o + 2 for i, o in sizes if o != 0) < 255
+    return math.prod(spec.kernel) < 255
+
+
+def narrowest(spec: Spec, height: int, width: int, numbers_taps: bool) -> torch.dtype:
+    """The dtype for positions that only derivatives read."""
+    if numbers_taps and _numbers_fit(spec, height, width):
         return torch.uint8
     return torch.int32 if height * width < 2**31 else torch.int64
 
 
+# Which positions max pooling is to give; NARROW: of the narrowest dtype that will do.
+NO_POSITIONS, NARROW, INT64 = "none", "narrow", "int64"
+POSITIONS = {NO_POSITIONS: None, "uint8": torch.uint8, "int32": torch.int32, INT64: torch.int64}
+
+
+def _index_dtype(x: Tensor, spec: Spec, positions: str) -> torch.dtype | None:
+    if positions == NARROW:
+        numbers_taps = choose("max_pool", x.device.type).backend in NUMBERS_TAPS
+        return narrowest(spec, x.shape[2], x.shape[3], numbers_taps)
+    return POSITIONS[positions]
+
+
 def max_pool(x: Tensor, spec: Spec, return_indices: bool) -> tuple[Tensor, Tensor | None]:
     """Maxima over windows and, where asked for, their int64 positions (else None)."""
-    if is_differentiated(x):
-        # Derivatives need positions too. Those that nobody else sees may be narrow.
-        if return_indices:
-            return call(MaxPool, x, spec, torch.int64)
-        numbers_taps = choose("max_pool", x.device.type).backend in NUMBERS_TAPS
-        return call(MaxPool, x, spec, narrowest(spec, x.shape[2], x.shape[3], numbers_taps))
-    return MaxPool.forward(x, spec, torch.int64 if return_indices else None)
+    # Derivatives need positions too. Those that nobody else sees may be narrow.
+    positions = INT64 if return_indices else NARROW if is_differentiated(x) else NO_POSITIONS
+    return call(MaxPool, x, spec, positions)
 
 
+@raw_op("adaptive_max_pool2d(Tensor x, OPTIONS, str positions) -> (Tensor, Tensor)", AdaptiveSpec)
+@raw_op("max_pool2d(Tensor x, OPTIONS, str positions) -> (Tensor, Tensor)", MaxPoolSpec)
 class MaxPool(torch.autograd.Function):
     """(y, positions) = the maxima of x over windows, and where they are. No positions: None."""
 
     @staticmethod
-    def forward(x: Tensor, spec: Spec, index_dtype: torch.dtype | None) -> tuple[Tensor, Tensor | None]:
-        memory_format = layout.format_of(x)
+    def compute(x: Tensor, spec: Spec, positions: str) -> tuple[Tensor, Tensor | None]:
+        memory_format, index_dtype = layout.format_of(x), _index_dtype(x, spec, positions)
         plan = max_pool_plan(spec, x.shape, x.dtype, memory_format is layout.CHANNELS_LAST, index_dtype)
         y = layout.empty_like(x, plan.out_shape, memory_format)
-        positions = layout.empty_like(x, plan.out_shape, memory_format, index_dtype) if index_dtype else None
-        launch("max_pool", plan.params, layout.dense(x, memory_format), y, positions)
-        return y, positions
+        where = layout.empty_like(x, plan.out_shape, memory_format, index_dtype) if index_dtype else None
+        launch("max_pool", plan.params, layout.dense(x, memory_format), y, where)
+        return y, where
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: tuple[Tensor, Tensor]) -> None:
+    def fake(x: Tensor, spec: Spec, positions: str) -> tuple[Tensor, Tensor | None]:
+        memory_format, index_dtype = layout.format_of(x), _index_dtype(x, spec, positions)
+        shape = max_pooled_shape(spec, x.shape)
+        where = layout.empty_like(x, shape, memory_format, index_dtype) if index_dtype else None
+        return layout.empty_like(x, shape, memory_format), where
+
+    @staticmethod
+    def present(x: Tensor, spec: Spec, positions: str) -> tuple[bool, ...]:
+        return True, positions != NO_POSITIONS
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[int | None, ...], x: Tensor, spec: Spec, positions: str
+    ) -> tuple[tuple[Tensor | None, ...], tuple[int | None, ...]]:
+        size = info.batch_size
+        y, where = call(MaxPool, batching.into_batch(x, in_dims[0], size), spec, positions)
+        found = batching.out_of_batch(y, size), batching.out_of_batch(where, size)
+        return found, (0, None if where is None else 0)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: tuple[Tensor, Tensor | None]) -> None:
         x, ctx.spec, _ = inputs
         ctx.shape, ctx.memory_format = x.shape, layout.format_of(x)
-        ctx.mark_non_differentiable(output[1])
+        if output[1] is not None:
+            ctx.mark_non_differentiable(output[1])
         ctx.save_for_backward(output[1])
         ctx.save_for_forward(output[1])
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor, _: Any) -> tuple[Tensor, None, None]:
         (positions,) = ctx.saved_tensors
+        if positions is None:
+            raise RuntimeError("max pooling without positions has no gradient")
         return call(ScatterAdd, dy, positions, ctx.spec, ctx.shape, ctx.memory_format), None, None
 
     @staticmethod
@@ -147,17 +189,42 @@ class MaxPool(torch.autograd.Function):
         return call(Gather, dx, positions, ctx.spec, ctx.memory_format), None
 
 
+@raw_op(
+    "adaptive_max_pool2d_gather(Tensor x, Tensor positions, OPTIONS, MemoryFormat memory_format) -> Tensor",
+    AdaptiveSpec,
+)
+@raw_op(
+    "max_pool2d_gather(Tensor x, Tensor positions, OPTIONS, MemoryFormat memory_format) -> Tensor",
+    MaxPoolSpec,
+)
 class Gather(torch.autograd.Function):
     """y = x at positions that MaxPool found: its derivative. The layout is the positions'."""
 
     @staticmethod
-    def forward(x: Tensor, positions: Tensor, spec: Spec, memory_format: torch.memory_format) -> Tensor:
+    def compute(x: Tensor, positions: Tensor, spec: Spec, memory_format: torch.memory_format) -> Tensor:
         plan = max_pool_plan(spec, x.shape, x.dtype, memory_format is layout.CHANNELS_LAST, positions.dtype)
         y = layout.empty_like(x, plan.out_shape, memory_format)
         launch(
             "gather", plan.params, layout.dense(x, memory_format), layout.dense(positions, memory_format), y
         )
         return y
+
+    @staticmethod
+    def fake(x: Tensor, positions: Tensor, spec: Spec, memory_format: torch.memory_format) -> Tensor:
+        return layout.empty_like(x, positions.shape, memory_format)
+
+    @staticmethod
+    def vmap(
+        info: Any,
+        in_dims: tuple[int | None, ...],
+        x: Tensor,
+        positions: Tensor,
+        spec: Spec,
+        memory_format: torch.memory_format,
+    ) -> tuple[Tensor, int]:
+        size = info.batch_size
+        batches = (batching.into_batch(t, dim, size) for t, dim in zip((x, positions), in_dims, strict=False))
+        return batching.out_of_batch(call(Gather, *batches, spec, memory_format), size), 0
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
@@ -177,11 +244,21 @@ class Gather(torch.autograd.Function):
         return call(Gather, dx, positions, ctx.spec, ctx.memory_format)
 
 
+@raw_op(
+    "adaptive_max_pool2d_scatter_add(Tensor dy, Tensor positions, OPTIONS, SymInt[4] shape, "
+    "MemoryFormat memory_format) -> Tensor",
+    AdaptiveSpec,
+)
+@raw_op(
+    "max_pool2d_scatter_add(Tensor dy, Tensor positions, OPTIONS, SymInt[4] shape, "
+    "MemoryFormat memory_format) -> Tensor",
+    MaxPoolSpec,
+)
 class ScatterAdd(torch.autograd.Function):
     """dx = the transpose of Gather, for an input of the given shape and layout, applied to dy."""
 
     @staticmethod
-    def forward(
+    def compute(
         dy: Tensor,
         positions: Tensor,
         spec: Spec,
@@ -198,6 +275,33 @@ class ScatterAdd(torch.autograd.Function):
             dx,
         )
         return dx
+
+    @staticmethod
+    def fake(
+        dy: Tensor,
+        positions: Tensor,
+        spec: Spec,
+        shape: tuple[int, ...],
+        memory_format: torch.memory_format,
+    ) -> Tensor:
+        return layout.empty_like(dy, shape, memory_format)
+
+    @staticmethod
+    def vmap(
+        info: Any,
+        in_dims: tuple[int | None, ...],
+        dy: Tensor,
+        positions: Tensor,
+        spec: Spec,
+        shape: tuple[int, ...],
+        memory_format: torch.memory_format,
+    ) -> tuple[Tensor, int]:
+        size = info.batch_size
+        batches = (
+            batching.into_batch(t, dim, size) for t, dim in zip((dy, positions), in_dims, strict=False)
+        )
+        dx = call(ScatterAdd, *batches, spec, (size * shape[0], *shape[1:]), memory_format)
+        return batching.out_of_batch(dx, size), 0
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
@@ -219,37 +323,72 @@ class ScatterAdd(torch.autograd.Function):
 # ---- unpooling ----------------------------------------------------------------------------------
 
 
+def unpooled_shape(shape: tuple[int, ...], output_size: tuple[int, int]) -> tuple[int, ...]:
+    """The output's shape; raises where there is none."""
+    if 0 in shape[1:]:
+        raise RuntimeError(
+            f"max_unpool2d: only the batch of the input may be empty, got shape {tuple(shape)}"
+        )
+    return (*shape[:2], *output_size)
+
+
 @lru_cache(maxsize=4096)
 def unpool_plan(
     shape: tuple[int, ...], output_size: tuple[int, int], dtype: torch.dtype, channels_last: bool
 ) -> tuple[_C.UnpoolParams, tuple[int, ...]]:
     """The kernel's params and y's shape."""
     n, c, h, w = shape
-    if 0 in (c, h, w):
-        raise RuntimeError(
-            f"max_unpool2d: only the batch of the input may be empty, got shape {tuple(shape)}"
-        )
+    out_shape = unpooled_shape(shape, output_size)
     params = _C.UnpoolParams(
         dtype=DTYPES[dtype], channels_last=channels_last, n=n, c=c, in_=(1, h, w), out=(1, *output_size)
     )
-    return params, (n, c, *output_size)
+    return params, out_shape
 
 
+@raw_op(
+    "max_unpool2d(Tensor x, Tensor indices, SymInt[2] output_size, MemoryFormat? memory_format) -> Tensor"
+)
 class MaxUnpool(torch.autograd.Function):
     """y = zeros with x assigned at the indices; of equal indices the last in raster order wins."""
 
     @staticmethod
-    def forward(
-        x: Tensor, indices: Tensor, output_size: tuple[int, int], memory_format: torch.memory_format
+    def compute(
+        x: Tensor, indices: Tensor, output_size: tuple[int, int], memory_format: torch.memory_format | None
     ) -> Tensor:
+        memory_format = memory_format or layout.format_of(x)
         params, shape = unpool_plan(x.shape, output_size, x.dtype, memory_format is layout.CHANNELS_LAST)
         y = layout.empty_like(x, shape, memory_format)
         launch("max_unpool", params, layout.dense(x, memory_format), layout.dense(indices, memory_format), y)
         return y
 
     @staticmethod
+    def fake(
+        x: Tensor, indices: Tensor, output_size: tuple[int, int], memory_format: torch.memory_format | None
+    ) -> Tensor:
+        shape = unpooled_shape(x.shape, output_size)
+        return layout.empty_like(x, shape, memory_format or layout.format_of(x))
+
+    @staticmethod
+    def autocast(device: str) -> torch.dtype:
+        return torch.float32  # torch's list has max_unpool2d among the ops that want it
+
+    @staticmethod
+    def vmap(
+        info: Any,
+        in_dims: tuple[int | None, ...],
+        x: Tensor,
+        indices: Tensor,
+        output_size: tuple[int, int],
+        memory_format: torch.memory_format | None,
+    ) -> tuple[Tensor, int]:
+        size = info.batch_size
+        batches = (batching.into_batch(t, dim, size) for t, dim in zip((x, indices), in_dims, strict=False))
+        return batching.out_of_batch(call(MaxUnpool, *batches, output_size, memory_format), size), 0
+
+    @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
-        _, indices, ctx.output_size, ctx.memory_format = inputs
+        _, indices, ctx.output_size, _ = inputs
+        ctx.memory_format = layout.format_of(output)
         ctx.save_for_backward(indices)
         ctx.save_for_forward(indices)
 
@@ -264,6 +403,10 @@ class MaxUnpool(torch.autograd.Function):
         return call(MaxUnpool, dx, indices, ctx.output_size, ctx.memory_format)
 
 
+@raw_op(
+    "max_unpool2d_adjoint(Tensor dy, Tensor indices, SymInt[2] output_size, MemoryFormat memory_format) "
+    "-> Tensor"
+)
 class MaxUnpoolAdjoint(torch.autograd.Function):
     """dx = the transpose of MaxUnpool applied to dy.
 
@@ -272,7 +415,7 @@ class MaxUnpoolAdjoint(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
+    def compute(
         dy: Tensor, indices: Tensor, output_size: tuple[int, int], memory_format: torch.memory_format
     ) -> Tensor:
         params, _ = unpool_plan(indices.shape, output_size, dy.dtype, memory_format is layout.CHANNELS_LAST)
@@ -285,6 +428,25 @@ class MaxUnpoolAdjoint(torch.autograd.Function):
             dx,
         )
         return dx
+
+    @staticmethod
+    def fake(
+        dy: Tensor, indices: Tensor, output_size: tuple[int, int], memory_format: torch.memory_format
+    ) -> Tensor:
+        return layout.empty_like(dy, indices.shape, memory_format)
+
+    @staticmethod
+    def vmap(
+        info: Any,
+        in_dims: tuple[int | None, ...],
+        dy: Tensor,
+        indices: Tensor,
+        output_size: tuple[int, int],
+        memory_format: torch.memory_format,
+    ) -> tuple[Tensor, int]:
+        size = info.batch_size
+        batches = (batching.into_batch(t, dim, size) for t, dim in zip((dy, indices), in_dims, strict=False))
+        return batching.out_of_batch(call(MaxUnpoolAdjoint, *batches, output_size, memory_format), size), 0
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:

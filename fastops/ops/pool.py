@@ -10,8 +10,9 @@ from torch import Tensor
 
 from fastops import _C
 from fastops.backends import DTYPES, launch
-from fastops.ops import layout, shapes
+from fastops.ops import batching, layout, shapes
 from fastops.ops.autograd import call
+from fastops.ops.library import raw_op
 
 
 class AvgPoolSpec(NamedTuple):
@@ -26,9 +27,9 @@ class AvgPoolSpec(NamedTuple):
 
 
 class AdaptiveSpec(NamedTuple):
-    """Options of an adaptive pooling; None keeps the input's size."""
+    """Options of an adaptive pooling."""
 
-    output_size: tuple[int | None, int | None]
+    output_size: tuple[int, int]
 
 
 class Plan(NamedTuple):
@@ -57,7 +58,7 @@ def checked_pooled_size(
         shapes.pooled_size(*axis, ceil_mode)
         for axis in zip(shape[2:], kernel, stride, padding, dilation, strict=True)
     )
-    if min(out) < 1:
+    if out[0] < 1 or out[1] < 1:
         raise RuntimeError(
             f"{name}: the output would be {out}, which is too small: input {tuple(shape)}, "
             f"kernel_size={kernel}, stride={stride}, padding={padding}, dilation={dilation}"
@@ -65,23 +66,26 @@ def checked_pooled_size(
     return out  # type: ignore[return-value]
 
 
+def avg_pooled_shape(spec: AvgPoolSpec | AdaptiveSpec, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The output's shape; raises where there is none."""
+    if isinstance(spec, AdaptiveSpec):
+        if 0 in shape[1:]:
+            raise RuntimeError(
+                f"adaptive_avg_pool2d: only the batch of the input may be empty, got shape {tuple(shape)}"
+            )
+        return (*shape[:2], *spec.output_size)
+    options = spec.kernel, spec.stride, spec.padding, (1, 1), spec.ceil_mode
+    return (*shape[:2], *checked_pooled_size("avg_pool2d", shape, *options))
+
+
 @lru_cache(maxsize=4096)
 def avg_pool_plan(
     spec: AvgPoolSpec | AdaptiveSpec, shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool
 ) -> Plan:
     n, c, h, w = shape
-    options: dict[str, Any]
-    if isinstance(spec, AdaptiveSpec):
-        if h == 0 or w == 0 or c == 0:
-            raise RuntimeError(
-                f"adaptive_avg_pool2d: only the batch of the input may be empty, got shape {tuple(shape)}"
-            )
-        out = tuple(o if o is not None else i for o, i in zip(spec.output_size, (h, w), strict=True))
-        options = dict(adaptive=True)
-    else:
-        out = checked_pooled_size(
-            "avg_pool2d", shape, spec.kernel, spec.stride, spec.padding, (1, 1), spec.ceil_mode
-        )
+    out_shape = avg_pooled_shape(spec, shape)
+    options: dict[str, Any] = dict(adaptive=True)
+    if not isinstance(spec, AdaptiveSpec):
         options = dict(
             kernel=(1, *spec.kernel),
             stride=(1, *spec.stride),
@@ -90,21 +94,40 @@ def avg_pool_plan(
             divisor_override=spec.divisor_override or 0,
         )
     params = _C.PoolParams(
-        dtype=DTYPES[dtype], channels_last=channels_last, n=n, c=c, in_=(1, h, w), out=(1, *out), **options
+        dtype=DTYPES[dtype],
+        channels_last=channels_last,
+        n=n,
+        c=c,
+        in_=(1, h, w),
+        out=(1, *out_shape[2:]),
+        **options,
     )
-    return Plan(params, tuple(shape), (n, c, *out))
+    return Plan(params, tuple(shape), out_shape)
 
 
+@raw_op("adaptive_avg_pool2d(Tensor x, OPTIONS) -> Tensor", AdaptiveSpec)
+@raw_op("avg_pool2d(Tensor x, OPTIONS) -> Tensor", AvgPoolSpec)
 class AvgPool(torch.autograd.Function):
     """y = average of x over windows."""
 
     @staticmethod
-    def forward(x: Tensor, spec: AvgPoolSpec | AdaptiveSpec) -> Tensor:
+    def compute(x: Tensor, spec: AvgPoolSpec | AdaptiveSpec) -> Tensor:
         memory_format = layout.format_of(x)
         plan = avg_pool_plan(spec, x.shape, x.dtype, memory_format is layout.CHANNELS_LAST)
         y = layout.empty_like(x, plan.out_shape, memory_format)
         launch("avg_pool", plan.params, layout.dense(x, memory_format), y)
         return y
+
+    @staticmethod
+    def fake(x: Tensor, spec: AvgPoolSpec | AdaptiveSpec) -> Tensor:
+        return layout.empty_like(x, avg_pooled_shape(spec, x.shape), layout.format_of(x))
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[int | None, ...], x: Tensor, spec: AvgPoolSpec | AdaptiveSpec
+    ) -> tuple[Tensor, int]:
+        batch = batching.into_batch(x, in_dims[0], info.batch_size)
+        return batching.out_of_batch(call(AvgPool, batch, spec), info.batch_size), 0
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
@@ -120,11 +143,19 @@ class AvgPool(torch.autograd.Function):
         return call(AvgPool, dx, ctx.spec)
 
 
+@raw_op(
+    "adaptive_avg_pool2d_adjoint(Tensor dy, OPTIONS, SymInt[4] shape, MemoryFormat memory_format) -> Tensor",
+    AdaptiveSpec,
+)
+@raw_op(
+    "avg_pool2d_adjoint(Tensor dy, OPTIONS, SymInt[4] shape, MemoryFormat memory_format) -> Tensor",
+    AvgPoolSpec,
+)
 class AvgPoolAdjoint(torch.autograd.Function):
     """dx = the transpose of AvgPool, for an input of the given shape and layout, applied to dy."""
 
     @staticmethod
-    def forward(
+    def compute(
         dy: Tensor,
         spec: AvgPoolSpec | AdaptiveSpec,
         shape: tuple[int, ...],
@@ -134,6 +165,28 @@ class AvgPoolAdjoint(torch.autograd.Function):
         dx = layout.empty_like(dy, plan.in_shape, memory_format)
         launch("avg_pool_adjoint", plan.params, layout.dense(dy, memory_format), dx)
         return dx
+
+    @staticmethod
+    def fake(
+        dy: Tensor,
+        spec: AvgPoolSpec | AdaptiveSpec,
+        shape: tuple[int, ...],
+        memory_format: torch.memory_format,
+    ) -> Tensor:
+        return layout.empty_like(dy, shape, memory_format)
+
+    @staticmethod
+    def vmap(
+        info: Any,
+        in_dims: tuple[int | None, ...],
+        dy: Tensor,
+        spec: AvgPoolSpec | AdaptiveSpec,
+        shape: tuple[int, ...],
+        memory_format: torch.memory_format,
+    ) -> tuple[Tensor, int]:
+        batch = batching.into_batch(dy, in_dims[0], info.batch_size)
+        dx = call(AvgPoolAdjoint, batch, spec, (info.batch_size * shape[0], *shape[1:]), memory_format)
+        return batching.out_of_batch(dx, info.batch_size), 0
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:

@@ -140,8 +140,8 @@ def convert(
     covers what lies below it) and classes. By default every supported layer is swapped.
     fuse: also computes each BatchNorm2d with the addition, the ReLU, or both that follow it in a module's
     forward, where torch.fx can trace that: the module gets a class of its own with another forward.
-    Parameters, names and ``state_dict`` stay; it works in training, too. (For inference see ``fastops.fuse``.) A hook or
-    parametrization on a layer keeps it as it is.
+    Parameters, names and ``state_dict`` stay; it works in training, too. (For inference see
+    ``fastops.fuse``.) A hook or parametrization on a layer keeps it as it is.
     Raises ValueError for a name that the model does not have, before anything is swapped.
     Returns a report of what was swapped and what was left, and why. ``revert`` undoes it.
     """

@@ -198,7 +198,7 @@ def _parents(model: nn.Module, kind: type[nn.Module]) -> Iterator[tuple[str, nn.
 
 
 def fuse_batch_norms(model: nn.Module) -> dict[str, str]:
-    """Batch norms of the package with what follows them, where that is a ReLU, an addition, or both. Name → what."""
+    """Batch norms of the package with the ReLU, addition, or both after them. Name → what was fused."""
     found: dict[str, str] = {}
     for name, module in _parents(model, modules.BatchNorm2d):
         graph = _trace(module)

@@ -1,4 +1,4 @@
-"""What the ops' rules for torch.vmap share: the mapped dimension becomes part of the batch or the channels."""
+"""What the ops' rules for torch.vmap share: the mapped dimension joins the batch or the channels."""
 
 from __future__ import annotations
 

@@ -29,5 +29,16 @@ else:
     from fastops.fuse import fuse
     from fastops.modules import *  # noqa: F403
     from fastops.modules import __all__ as _modules
+    from fastops.modules import convert_sync_batchnorm
 
-    __all__ = ["ConversionReport", "backend", "convert", "explain", "functional", "fuse", "revert", *_modules]
+    __all__ = [
+        "ConversionReport",
+        "backend",
+        "convert",
+        "convert_sync_batchnorm",
+        "explain",
+        "functional",
+        "fuse",
+        "revert",
+        *_modules,
+    ]

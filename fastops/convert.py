@@ -28,6 +28,7 @@ RAW_OPS = {
     nn.AvgPool2d: "avg_pool",
     nn.AdaptiveAvgPool2d: "avg_pool",
     nn.BatchNorm2d: "batch_norm",
+    nn.SyncBatchNorm: "batch_norm_stats",
     nn.Upsample: "interpolate_weighted",
     nn.UpsamplingBilinear2d: "interpolate_weighted",
     nn.UpsamplingNearest2d: "interpolate_nearest",

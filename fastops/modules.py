@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastops import arguments, functional
+from fastops._functional.batch_norm import sync_batch_norm
 from fastops.arguments import IntPair
 
 __all__ = [
@@ -23,6 +26,7 @@ __all__ = [
     "ConvTranspose2d",
     "MaxPool2d",
     "MaxUnpool2d",
+    "SyncBatchNorm",
     "Upsample",
     "UpsamplingBilinear2d",
     "UpsamplingNearest2d",
@@ -238,6 +242,78 @@ class BatchNorm2d(nn.BatchNorm2d):
 
     def extra_repr(self) -> str:
         return super().extra_repr() + _fused(self)
+
+
+class SyncBatchNorm(nn.SyncBatchNorm):
+    """``torch.nn.SyncBatchNorm`` on fastops' kernels: in training the statistics are those of all processes
+    of the group, on CPUs (gloo) as well as on GPUs (NCCL).
+
+    Processes may have batches of different sizes, or empty ones. All get the same statistics, bit for bit;
+    with one process that has the whole batch they agree to rounding. Gradients up to the second order, for
+    which every process must do the same. Outside a group it is batch normalisation. torch.compile breaks
+    the graph at it.
+    """
+
+    @torch.compiler.disable
+    def _synchronised(
+        self, input: Tensor, statistics: tuple[Tensor | None, Tensor | None], momentum: float, group: Any
+    ) -> Tensor:
+        return sync_batch_norm(*(input, *statistics, self.weight, self.bias, momentum, self.eps, group))
+
+    def forward(
+        self, input: Tensor, residual: Tensor | None = None, *, activation: str | None = None
+    ) -> Tensor:
+        self._check_input_dim(input)
+        self._check_non_zero_input_channels(input)
+        momentum = 0.0 if self.momentum is None else self.momentum
+        tracked = self.track_running_stats and self.num_batches_tracked is not None
+        if self.training and tracked and self.momentum is None:
+            momentum = 1.0 / (float(self.num_batches_tracked) + 1.0)
+        updating = not self.training or self.track_running_stats
+        statistics = (self.running_mean, self.running_var) if updating else (None, None)
+        together = dist.is_available() and dist.is_initialized()
+        group = self.process_group or (dist.group.WORLD if together else None)
+        if self.training and group is not None and dist.get_world_size(group) > 1:
+            y = self._synchronised(input, statistics, momentum, group)
+            y = y if residual is None else y + residual
+            y = y if activation is None else F.relu(y)
+        else:
+            options = self.training or self.running_mean is None, momentum, self.eps
+            parameters = self.weight, self.bias
+            y = functional.batch_norm(
+                input, *statistics, *parameters, *options, residual=residual, activation=activation
+            )
+        if self.training and tracked:
+            self.num_batches_tracked.add_(1)
+        return y
+
+    @classmethod
+    def convert_sync_batchnorm(cls, module: nn.Module, process_group: Any = None) -> nn.Module:
+        """``fastops.convert_sync_batchnorm``."""
+        return convert_sync_batchnorm(module, process_group)
+
+
+def convert_sync_batchnorm(module: nn.Module, process_group: Any = None) -> nn.Module:
+    """Replaces every BatchNorm of a model, torch's or fastops', of any rank, by ``fastops.SyncBatchNorm``,
+    in place, with the same parameters and buffers; ``torch.nn.SyncBatchNorm.convert_sync_batchnorm``.
+
+    process_group: the processes whose batches are one; None: all. Returns the model, or where that is itself
+    a BatchNorm the new layer. Raises ValueError for a layer that has an activation.
+    """
+    if getattr(module, "activation", None) is not None and isinstance(module, BatchNorm2d):
+        raise ValueError("convert_sync_batchnorm: a layer has an activation, which SyncBatchNorm has not")
+    result = module
+    if isinstance(module, nn.modules.batchnorm._BatchNorm) and not isinstance(module, SyncBatchNorm):
+        result = SyncBatchNorm(
+            *(module.num_features, module.eps, module.momentum, module.affine, module.track_running_stats),
+            process_group,
+        )
+        # The very tensors: optimizers hold them.
+        result._parameters, result._buffers = module._parameters, module._buffers
+        result.training = module.training
+    for name, child in module.named_children():
+        result.add_module(name, convert_sync_batchnorm(child, process_group))
+    return result
 
 
 # ---- interpolation ------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
@@ -9,6 +11,7 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from fastops import arguments
 from fastops.ops import batch_norm as _batch_norm
+from fastops.ops import sync_batch_norm as _sync_batch_norm
 
 
 def _batch_norm_parameter(op: str, name: str, t: Tensor | None, x: Tensor) -> None:
@@ -164,3 +167,30 @@ def batch_norm(
         *(x, running_mean, running_var, weight, bias, dtype, training, momentum, eps),
         *(residual, activation is not None),
     )
+
+
+def sync_batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    momentum: float,
+    eps: float,
+    process_group: Any,
+) -> Tensor:
+    """``batch_norm`` in training with the statistics of all processes of a group, which all have to call it.
+
+    input: (N, C, ...), of which N may differ between the processes and may be 0. Parameters as for
+    ``batch_norm``, with the same errors.
+    """
+    op = "sync_batch_norm"
+    x = arguments.tensor(op, "input", input)
+    if x.dim() < 2:
+        raise RuntimeError(f"{op}: expected an input of shape (N, C, ...), got {tuple(x.shape)}")
+    if eps <= 0.0:
+        raise ValueError(f"{op}: eps must be positive during training, but got {eps}")
+    dtype = _parameter_dtype(op, x, weight, bias, running_mean, running_var)
+    return _sync_batch_norm.SyncBatchNorm.apply(  # type: ignore[no-any-return]
+        *(x, weight, bias, running_mean, running_var, dtype, momentum, eps, process_group)
+    )[0]

@@ -53,18 +53,20 @@ def batch_norm_params(spec: BatchNormSpec, shape: tuple[int, ...], dtype: torch.
     )
 
 
-def _accumulator(x: Tensor) -> torch.dtype:
+def accumulator(x: Tensor) -> torch.dtype:
     """The dtype of mean and invstd."""
     return torch.float64 if x.dtype is torch.float64 else torch.float32
 
 
-def _format_of(x: Tensor) -> torch.memory_format:
+def format_of(x: Tensor) -> torch.memory_format:
+    """The layout of a tensor of any rank."""
     if x.dim() == 5 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last_3d):
         return torch.channels_last_3d
     return layout.format_of(x)
 
 
-def _contiguous(t: Tensor | None) -> Tensor | None:
+def contiguous(t: Tensor | None) -> Tensor | None:
+    """The tensor, dense, if there is one."""
     return None if t is None else layout.dense(t, layout.CONTIGUOUS)
 
 
@@ -89,14 +91,14 @@ def _normalised(
     memory_format = spec.memory_format
     assert memory_format is not None
     y = torch.empty_like(x, memory_format=memory_format)
-    channels, acc = x.shape[1], _accumulator(x)
+    channels, acc = x.shape[1], accumulator(x)
     mean, invstd = x.new_empty(channels, dtype=acc), x.new_empty(channels, dtype=acc)
     launch(
         "batch_norm",
         batch_norm_params(spec, x.shape, x.dtype),
         layout.dense(x, memory_format),
-        _contiguous(w),
-        _contiguous(b),
+        contiguous(w),
+        contiguous(b),
         running_mean,
         running_var,
         None if residual is None else layout.dense(residual, memory_format),
@@ -118,7 +120,7 @@ class _BatchNorm(torch.autograd.Function):
         mean, invstd = output[1:3]
         ctx.mark_non_differentiable(*(t for t in output[1:] if t is not None))
         ctx.set_materialize_grads(False)
-        ctx.residual_format = None if residual is None else _format_of(residual)
+        ctx.residual_format = None if residual is None else format_of(residual)
         if forward_mode_is_on():
             ctx.save_for_forward(x, w, b, residual, mean, invstd)
         if spec.relu:
@@ -198,7 +200,7 @@ class BatchNorm(_BatchNorm):
         running_var: Tensor | None,
         spec: BatchNormSpec,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        dense_mean, dense_var = _contiguous(running_mean), _contiguous(running_var)
+        dense_mean, dense_var = contiguous(running_mean), contiguous(running_var)
         results = _normalised(x, w, b, residual, dense_mean, dense_var, spec)
         if spec.training and running_mean is not None:
             assert running_var is not None and dense_mean is not None and dense_var is not None
@@ -240,7 +242,7 @@ class NewBatchNorm(_BatchNorm):
         running_var: Tensor | None,
         spec: BatchNormSpec,
     ) -> tuple[Tensor | None, ...]:
-        statistics: tuple[Tensor | None, ...] = _contiguous(running_mean), _contiguous(running_var)
+        statistics: tuple[Tensor | None, ...] = contiguous(running_mean), contiguous(running_var)
         updated = spec.training and running_mean is not None
         if updated:
             statistics = tuple(None if t is None else t.clone() for t in statistics)
@@ -258,7 +260,7 @@ class NewBatchNorm(_BatchNorm):
         spec: BatchNormSpec,
     ) -> tuple[Tensor | None, ...]:
         y = torch.empty_like(x, memory_format=_with_format(spec, x).memory_format)
-        mean, invstd = (x.new_empty(x.shape[1], dtype=_accumulator(x)) for _ in range(2))
+        mean, invstd = (x.new_empty(x.shape[1], dtype=accumulator(x)) for _ in range(2))
         updated = spec.training and running_mean is not None
         new = (
             torch.empty_like(t) if updated and t is not None else None for t in (running_mean, running_var)
@@ -284,7 +286,7 @@ class NewBatchNorm(_BatchNorm):
 
 
 def _with_format(spec: BatchNormSpec, x: Tensor) -> BatchNormSpec:
-    return spec if spec.memory_format is not None else spec._replace(memory_format=_format_of(x))
+    return spec if spec.memory_format is not None else spec._replace(memory_format=format_of(x))
 
 
 def _vmap(
@@ -338,8 +340,8 @@ class Backward(torch.autograd.Function):
                 batch_norm_params(spec, dy.shape, dy.dtype),
                 layout.dense(dy, memory_format),
                 None if x is None else layout.dense(x, memory_format),
-                _contiguous(w),
-                _contiguous(b),
+                contiguous(w),
+                contiguous(b),
                 mean,
                 invstd,
                 None if residual is None else layout.dense(residual, memory_format),
@@ -500,12 +502,12 @@ class BatchNormDoubleBackward(torch.autograd.Function):
             batch_norm_params(spec, like.shape, like.dtype),
             mean,
             invstd,
-            _contiguous(w),
+            contiguous(w),
             x,
             dy,
             ddx,
-            _contiguous(ddw),
-            _contiguous(ddb),
+            contiguous(ddw),
+            contiguous(ddb),
             gx,
             gw,
             gdy,
@@ -557,7 +559,7 @@ def batch_norm(
         momentum = 0.0  # unused: one set of params serves all
     spec = BatchNormSpec(training, momentum, eps, relu, param_dtype, None)
     if is_plain(x):
-        spec = spec._replace(memory_format=_format_of(x))
+        spec = spec._replace(memory_format=format_of(x))
         return call(BatchNorm, x, w, b, residual, running_mean, running_var, spec)[0]
     y, _, _, *new = call(NewBatchNorm, x, w, b, residual, running_mean, running_var, spec)
     if training and running_mean is not None and running_var is not None:

@@ -27,6 +27,8 @@ FILES = {
     "max_unpool": "max_unpool",
     "max_unpool_adjoint": "max_unpool",
     "batch_norm": "batch_norm",
+    "batch_norm_stats": "batch_norm",
+    "batch_norm_apply": "batch_norm",
     "batch_norm_backward": "batch_norm",
     "batch_norm_double_backward": "batch_norm_double_backward",
     "conv": "conv",

@@ -253,7 +253,7 @@ def slab_of(p: _C.BatchNormParams) -> Slab:
     return Slab(p.dtype, p.channels_last, p.n, p.c, p.in_[0] * p.in_[1] * p.in_[2])
 
 
-def batch_norm(p: _C.BatchNormParams) -> Run:
+def batch_norm_stats(p: _C.BatchNormParams) -> Run:
     slab = slab_of(p)
     learns = p.training and slab.rows > 0  # of an empty batch nothing is learnt
     moments = slab.reduce(statistics_kernel)
@@ -261,7 +261,25 @@ def batch_norm(p: _C.BatchNormParams) -> Run:
         finish_statistics_kernel, CHUNK=slab.chunk, TRAINING=learns, ACC=accumulator(p.dtype),
         **in_two("MOMENTUM", p.momentum), **in_two("EPS", p.eps),
     )  # fmt: skip
-    apply = slab.map(apply_kernel, RELU=p.relu)
+
+    def run(
+        x: Tensor, running_mean: Tensor | None, running_var: Tensor | None, mean: Tensor, invstd: Tensor
+    ) -> None:
+        partials = slab.partials(x, 2) if learns else None
+        if learns:
+            moments(x, partials)
+        finish(partials, running_mean, running_var, mean, invstd)
+
+    return run
+
+
+def batch_norm_apply(p: _C.BatchNormParams) -> Run:
+    """(x, w, b, mean, invstd, residual, y)"""
+    return slab_of(p).map(apply_kernel, RELU=p.relu)
+
+
+def batch_norm(p: _C.BatchNormParams) -> Run:
+    stats, apply = batch_norm_stats(p), batch_norm_apply(p)
 
     def run(
         x: Tensor,
@@ -274,10 +292,7 @@ def batch_norm(p: _C.BatchNormParams) -> Run:
         invstd: Tensor,
         y: Tensor,
     ) -> None:
-        partials = slab.partials(x, 2) if learns else None
-        if learns:
-            moments(x, partials)
-        finish(partials, running_mean, running_var, mean, invstd)
+        stats(x, running_mean, running_var, mean, invstd)
         apply(x, w, b, mean, invstd, residual, y)
 
     return run

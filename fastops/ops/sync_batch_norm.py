@@ -1,8 +1,8 @@
 """Batch normalisation over the batches of all processes of a group.
 
 Each process finds count, mean and sum of squared deviations of its own part; these are gathered, and combined
-in the order of the ranks (Chan, Golub and LeVeque 1979), the same way in every process. The backward's two
-sums per channel are added up likewise. So all processes agree to the last bit, and with one process that has the
+in the order of the ranks (Chan, Golub and LeVeque 1979), the same way in every process. The backward's
+two sums per channel are added up likewise. So all processes agree to the last bit, and with one that has the
 whole batch to rounding.
 """
 

@@ -1,7 +1,7 @@
 """Exporting to ONNX, and to programs of torch's own ops.
 
 ``torch.ops.fastops.…`` in an exported program are kernels of this package. ``decompositions()`` says what
-they are in torch's ops: an exported program that has gone through them runs without the package, and torch's ONNX
+they are in torch's ops: a program that has gone through them runs without the package, and torch's ONNX
 exporter translates it.
 """
 
@@ -69,10 +69,19 @@ def _max_pool2d(
 
 
 def _adaptive_max_pool2d(x: Tensor, size: Any, _: str) -> tuple[Tensor, Tensor]:
+    if tuple(size) == (1, 1):
+        where = aten.argmax(x.flatten(2), 2, True).unsqueeze(-1)
+        return aten.amax(x, [2, 3], True), where
     if x.shape[2] % size[0] == 0 and x.shape[3] % size[1] == 0:  # equal windows, which ONNX has
         kernel = [x.shape[2] // size[0], x.shape[3] // size[1]]
         return aten.max_pool2d_with_indices(x, kernel, kernel)  # type: ignore[no-any-return]
     return aten.adaptive_max_pool2d(x, size)  # type: ignore[no-any-return]
+
+
+def _adaptive_avg_pool2d(x: Tensor, size: Any) -> Tensor:
+    if tuple(size) == (1, 1):
+        return aten.mean(x, [2, 3], True)  # type: ignore[no-any-return]
+    return aten._adaptive_avg_pool2d(x, size)  # type: ignore[no-any-return]
 
 
 def _max_unpool2d(x: Tensor, indices: Tensor, size: Any, _: Any) -> Tensor:
@@ -94,8 +103,8 @@ def _interpolate(
 
 
 def _batch_norm(
-    x: Tensor, w: Tensor | None, b: Tensor | None, residual: Tensor | None, mean: Tensor | None, var: Tensor | None,
-    training: bool, momentum: float, eps: float, relu: bool, *_: Any,
+    x: Tensor, w: Tensor | None, b: Tensor | None, residual: Tensor | None,
+    mean: Tensor | None, var: Tensor | None, training: bool, momentum: float, eps: float, relu: bool, *_: Any,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     if not training:
         y, *rest = aten._native_batch_norm_legit_no_training(x, w, b, mean, var, momentum, eps)
@@ -114,7 +123,7 @@ _DECOMPOSITIONS: dict[str, Callable[..., Any]] = {
     "conv2d": _conv2d,
     "conv2d_input_grad": _conv2d_input_grad,
     "avg_pool2d": aten.avg_pool2d.default,
-    "adaptive_avg_pool2d": aten._adaptive_avg_pool2d.default,
+    "adaptive_avg_pool2d": _adaptive_avg_pool2d,
     "max_pool2d": _max_pool2d,
     "adaptive_max_pool2d": _adaptive_max_pool2d,
     "max_unpool2d": _max_unpool2d,
@@ -134,7 +143,7 @@ def export(model: nn.Module, args: tuple[Any, ...], f: str | None = None, **opti
 
     model: in evaluation mode, as a rule. args: example inputs. f: a file to write, or None. options: those of
     ``torch.onnx.export``; ``dynamic_shapes`` is torch.export's. Returns a ``torch.onnx.ONNXProgram``. Conv2d
-    and ConvTranspose2d become Conv and ConvTranspose, pooling MaxPool, AveragePool and GlobalAveragePool,
+    and ConvTranspose2d become Conv and ConvTranspose, pooling MaxPool, AveragePool, ReduceMean and ReduceMax,
     BatchNorm2d BatchNormalization, interpolation Resize, unpooling MaxUnpool. Needs the packages onnx and
     onnxscript (ImportError).
     """
@@ -158,12 +167,10 @@ def export(model: nn.Module, args: tuple[Any, ...], f: str | None = None, **opti
 def _translated_unpool() -> Callable[..., Any]:
     from onnxscript import opset18 as op
 
-    def max_unpool2d(x: Any, indices: Any, output_size: Any) -> Any:
+    def max_unpool2d(x: Any, indices: Any, size: Any) -> Any:
         """ONNX counts positions through the whole result, torch inside a plane."""
         one = op.Constant(value_ints=[1])
-        sizes = [
-            op.Constant(value_ints=[n]) if isinstance(n, int) else op.Reshape(n, one) for n in output_size
-        ]
+        sizes = [op.Reshape(n, one) if not isinstance(n, int) else op.Constant(value_ints=[n]) for n in size]
         batch = op.Shape(x, start=0, end=2)
         planes, plane = op.ReduceProd(batch, keepdims=0), op.Mul(*sizes)
         first = op.Mul(op.Range(op.Constant(value_int=0), planes, op.Constant(value_int=1)), plane)

@@ -118,7 +118,10 @@ class _BatchNorm(torch.autograd.Function):
         x, w, b, residual, _, _, spec = inputs
         ctx.spec = _with_format(spec, x)
         mean, invstd = output[1:3]
-        ctx.mark_non_differentiable(*(t for t in output[1:] if t is not None))
+        if len(output) == 3 or output[3] is None:
+            ctx.mark_non_differentiable(mean, invstd)
+        else:
+            ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
         ctx.residual_format = None if residual is None else format_of(residual)
         if forward_mode_is_on():
@@ -142,7 +145,7 @@ class _BatchNorm(torch.autograd.Function):
         dz: Tensor | None = dy
         if not is_differentiated(dy, x, w):
             wanted = want_x, want_w, want_b, want_residual and spec.relu
-            dx, dw, db, dz = call(Backward, dy, x, w, b, mean, invstd, residual, spec, wanted)
+            dx, dw, db, dz = Backward.forward(dy, x, w, b, mean, invstd, residual, spec, wanted)
             if not spec.relu:
                 dz = dy
         else:
@@ -557,10 +560,10 @@ def batch_norm(
     """Normalises x; updates the running statistics, where given, in training. Arguments are checked."""
     if running_mean is None or not training:
         momentum = 0.0  # unused: one set of params serves all
-    spec = BatchNormSpec(training, momentum, eps, relu, param_dtype, None)
     if is_plain(x):
-        spec = spec._replace(memory_format=format_of(x))
+        spec = BatchNormSpec(training, momentum, eps, relu, param_dtype, format_of(x))
         return call(BatchNorm, x, w, b, residual, running_mean, running_var, spec)[0]
+    spec = BatchNormSpec(training, momentum, eps, relu, param_dtype, None)
     y, _, _, *new = call(NewBatchNorm, x, w, b, residual, running_mean, running_var, spec)
     if training and running_mean is not None and running_var is not None:
         running_mean.copy_(new[0])

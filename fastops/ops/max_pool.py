@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from fastops import _C
 from fastops.backends import DTYPES, NUMBERS_TAPS, choose, launch
@@ -130,6 +131,8 @@ def max_pool(x: Tensor, spec: Spec, return_indices: bool) -> tuple[Tensor, Tenso
     """Maxima over windows and, where asked for, their int64 positions (else None)."""
     # Derivatives need positions too. Those that nobody else sees may be narrow.
     positions = INT64 if return_indices else NARROW if is_differentiated(x) else NO_POSITIONS
+    if positions is NO_POSITIONS and not is_compiling():
+        return MaxPool.forward(x, spec, positions)
     return call(MaxPool, x, spec, positions)
 
 

@@ -173,3 +173,90 @@ def test_work_goes_to_the_current_stream() -> None:
         early = place.clone()  # by the default stream, which does not wait
         torch.cuda.synchronize()
     assert not early.any() and torch.equal(place, wanted)
+
+
+# ---- what else of torch meets the kernels -------------------------------------------------------
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_memory_of_another_stream_is_not_handed_out() -> None:
+    """A tensor that a kernel on another stream reads may be freed at once, after record_stream."""
+    layer = fastops.Conv2d(8, 8, 3, padding=1, device="cuda")
+    side = torch.cuda.Stream()
+    with torch.no_grad():
+        x = torch.randn(4, 8, 64, 64, device="cuda")
+        wanted = layer(x)
+        torch.cuda.synchronize()
+        with torch.cuda.stream(side):
+            torch.cuda._sleep(100_000_000)
+            x.record_stream(side)
+            y = layer(x)
+        del x
+        for _ in range(8):  # would take its memory
+            torch.full((4, 8, 64, 64), float("nan"), device="cuda")
+        torch.cuda.synchronize()
+    assert torch.equal(y, wanted)
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_a_step_does_not_synchronise() -> None:
+    """Forward and backward without waiting for the device."""
+    model, x = network(), torch.randn(4, 8, 16, 16, device="cuda")
+    step(model, x)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step(model, x)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU")
+def test_the_tensors_device_is_used() -> None:
+    """Whatever the current one is."""
+    model, x = network(), torch.randn(4, 8, 16, 16, device="cuda")
+    wanted = step(model, x)
+    for a, b in zip(step(model.to("cuda:1"), x.to("cuda:1")), wanted, strict=True):
+        assert a.device.index == 1
+        torch.testing.assert_close(a.to("cuda:0"), b)
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_compiled(backend: str) -> None:
+    model, x = network(), torch.randn(4, 8, 16, 16, device="cuda")
+    other = network()
+    compiled = torch.compile(other, backend=backend, fullgraph=True)
+    other.zero_grad()
+    y = compiled(x)
+    y.square().sum().backward()
+    for a, b in zip([p.grad for p in other.parameters()], step(model, x)[1:], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
+    for a, b in zip(other.buffers(), model.buffers(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_autocast_and_gradient_scaling(dtype: torch.dtype) -> None:
+    """Each layer's result has the dtype that torch's has, and a scaled step trains."""
+    ours, theirs = network(), fastops.revert(network())
+    x = torch.randn(4, 8, 16, 16, device="cuda")
+    dtypes: dict[str, list[torch.dtype]] = {"ours": [], "theirs": []}
+    for name, model in (("ours", ours), ("theirs", theirs)):
+        for layer in model:  # type: ignore[union-attr]
+            layer.register_forward_hook(lambda m, i, y, name=name: dtypes[name].append(y.dtype))
+        scaler = torch.amp.GradScaler("cuda")
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+        with torch.autocast("cuda", dtype):
+            loss = model(x).float().square().mean()
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+    assert dtypes["ours"] == dtypes["theirs"]
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-3)

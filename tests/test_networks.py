@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import fastops
 from tests.networks import NETWORKS
@@ -130,3 +131,80 @@ def test_saved_and_loaded_into_torchs(name: str) -> None:
     with torch.no_grad():
         a, b = ours(x), theirs(x)
     torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+# ---- what training makes of networks ------------------------------------------------------------
+
+
+@every_network
+def test_channels_last_goes_through(name: str) -> None:
+    """Every layer's result, and every gradient of a layer's input, has the strides that it has in torch."""
+    make, shape = ALL[name]
+    torch.manual_seed(0)
+    theirs = make().to(memory_format=torch.channels_last)
+    ours = copy.deepcopy(theirs)
+    fastops.convert(ours)
+    x = torch.randn(shape).contiguous(memory_format=torch.channels_last)
+    layouts: list[list[tuple[str, Any]]] = [[], []]
+    for model, seen in zip((ours, theirs), layouts, strict=True):
+        for where, layer in model.named_modules():
+            if not list(layer.children()):
+
+                def note(m: nn.Module, i: Any, result: Any, where: str = where, seen: Any = seen) -> None:
+                    for y in result if isinstance(result, tuple) else (result,):
+                        # (Strides along sizes of 1 say nothing.)
+                        strides = zip(y.stride(), y.shape, strict=True)
+                        seen.append((where, [s for s, size in strides if size > 1]))
+
+                layer.register_forward_hook(note)
+        model(x)
+    assert layouts[0] == layouts[1]
+
+
+@pytest.mark.parametrize("reentrant", [False, True], ids=["", "reentrant"])
+def test_checkpoint(reentrant: bool) -> None:
+    """Activations that are computed again give the same gradients; batch norm then sees its batch twice."""
+    torch.manual_seed(0)
+    theirs = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 4, 3, groups=4)
+    )
+    ours = copy.deepcopy(theirs)
+    fastops.convert(ours)
+    found = []
+    for model in (ours, theirs):
+        x = torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        checkpoint(model, x, use_reentrant=reentrant).square().sum().backward()
+        found.append([x.grad, *(p.grad for p in model.parameters()), *model.buffers()])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=lambda d: str(d)[6:])
+def test_autocast_and_gradient_scaling(dtype: torch.dtype) -> None:
+    """Each layer's result has the dtype that torch's has, and scaled steps train alike."""
+    make, shape = ALL["SegNet"]
+    torch.manual_seed(0)
+    theirs = make()
+    ours = copy.deepcopy(theirs)
+    fastops.convert(ours)
+    x = torch.randn(shape)
+    dtypes: list[list[Any]] = [[], []]
+    for model, seen in zip((ours, theirs), dtypes, strict=True):
+        for where, layer in model.named_modules():
+            if not list(layer.children()):
+                layer.register_forward_hook(
+                    lambda m, i, y, where=where, seen=seen: seen.append(
+                        (where, (y[0] if isinstance(y, tuple) else y).dtype)
+                    )
+                )
+        scaler, optimizer = torch.amp.GradScaler("cpu", 256.0), torch.optim.SGD(model.parameters(), lr=0.01)
+        for _ in range(3):
+            optimizer.zero_grad()
+            with torch.autocast("cpu", dtype):
+                loss = (model(x).float() - x).square().mean()
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+    assert dtypes[0] == dtypes[1]
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0.02, atol=2e-3)

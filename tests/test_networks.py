@@ -114,15 +114,16 @@ def test_network(name: str, dtype: torch.dtype) -> None:
     assert_as_near(step(fused, fused, x), torchs, exact)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=pytest.mark.long) if n not in ("U-Net", "ConvNeXt-T") else n for n in ALL]
 )
-def test_network_compiled(name: str) -> None:
+def test_network_compiled(name: str, dtype: torch.dtype) -> None:
     """In one graph, forward and backward."""
     make, shape = ALL[name]
     torch.manual_seed(0)
-    theirs = make()
-    compiled, reference, x = copy.deepcopy(theirs), copy.deepcopy(theirs).double(), torch.randn(shape)
+    theirs, x = make().to(dtype), torch.randn(shape).to(dtype)
+    compiled, reference = copy.deepcopy(theirs), copy.deepcopy(theirs).double()
     fastops.convert(compiled, fuse=True)
     torch._dynamo.reset()
     found = step(compiled, torch.compile(compiled, backend="aot_eager", fullgraph=True), x)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
 
-from bench import layers, measure, report
+from bench import compare, layers, measure, report
 from bench.rows import CONVS, ROWS, Conv
 
 
@@ -68,3 +70,35 @@ def test_medians() -> None:
 def test_the_document_is_up_to_date() -> None:
     text = "\n".join(report.document()) + "\n"
     assert (report.DOCS / "performance.md").read_text() == text, "run: python -m bench.report"
+
+
+# ---- two runs -----------------------------------------------------------------------------------
+
+
+def a_run(**ours: float | None) -> list[dict[str, object]]:
+    """Records of cases in which torch takes a second and fastops so many, or fails."""
+    records: list[dict[str, object]] = [{"device": "", "commit": ""}]
+    for case, seconds in ours.items():
+        base = {"row": case, "pass": "forward", "dtype": "fp32", "layout": "NCHW"}
+        time = {"error": "…"} if seconds is None else {"seconds": seconds}
+        records += [base | {"by": "fastops"} | time, base | {"by": "torch", "seconds": 1.0}]
+    return records
+
+
+def test_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = a_run(same=0.5, slower=0.5, faster=0.5, broken=0.5, mended=None, gone=1.0, never=None)
+    after = a_run(same=0.55, slower=0.9, faster=0.1, broken=None, mended=1.0, new=1.0, never=None)
+    found = compare.changes(before, after)
+    assert [c.case.split(",")[0] for c in found][:2] == ["broken", "slower"]
+    assert {c.case.split(",")[0] for c in found} == {"same", "slower", "faster", "broken", "mended", "never"}
+    files = [tmp_path / name for name in ("a", "b")]
+    for file, records in zip(files, (before, after), strict=True):
+        file.write_text("\n".join(map(json.dumps, records)))
+    names = [*map(str, files)]
+    assert compare.main(names) == 1
+    printed = capsys.readouterr().out
+    assert "| slower, forward, fp32, NCHW | 2.00 | 1.11 | 0.56 |" in printed and "same" not in printed
+    assert "| broken, forward, fp32, NCHW | 2.00 | fails | 0.00 |" in printed
+    assert compare.main([names[0], names[0]]) == 0
+    files[1].write_text("\n".join(map(json.dumps, a_run(same=0.55, slower=0.9))))
+    assert compare.main([*names, "--threshold", "2"]) == 0

@@ -1,4 +1,5 @@
-"""The suite of models: training steps and inference of whole networks, by torch and converted to fastops.
+"""The suite of models: training steps and inference of whole networks, by torch, converted to fastops, and
+converted with batch norms fused to what follows them.
 
 ResNet-50 and ConvNeXt-T are torchvision's, where that can be imported; SegNet is ours. Weights and images are
 random; bf16 throughout, channels_last and contiguous.
@@ -85,10 +86,10 @@ def measured(device: str, end: float = math.inf) -> Iterator[dict[str, Any]]:
         shape = on_gpu if device == "cuda" else on_cpu
         works: dict[str, dict[str, measure.Work]] = {"training": {}, "inference": {}}
         x = torch.randn(shape, device=device, dtype=torch.bfloat16).contiguous(memory_format=memory_format)
-        for by in ("fastops", "torch"):
+        for by in ("fastops", "fused", "torch"):
             model = copy.deepcopy(original).to(device, torch.bfloat16, memory_format=memory_format)
-            if by == "fastops":
-                fastops.convert(model)
+            if by != "torch":
+                fastops.convert(model, fuse=by == "fused")
 
             def train(_: int, model: nn.Module = model, x: Tensor = x) -> None:
                 model.train()
@@ -114,14 +115,19 @@ def measured(device: str, end: float = math.inf) -> Iterator[dict[str, Any]]:
 
 def table(records: list[dict[str, Any]]) -> Iterator[str]:
     """Markdown: one line per model, layout and kind."""
-    yield "| model | layout | kind | fastops ms | torch ms | ratio |"
-    yield "|---|---|---|---|---|---|"
+    ours = [by for by in ("fastops", "fused") if any(r.get("by") == by for r in records)]
+    heads = ["model", "layout", "kind", *(f"{by} ms" for by in (*ours, "torch"))]
+    heads += ["ratio"] if len(ours) < 2 else [f"torch ÷ {by}" for by in ours]
+    yield f"| {' | '.join(heads)} |"
+    yield "|---" * len(heads) + "|"
     by: dict[tuple[str, ...], dict[str, float]] = {}
     for r in records:
         if "error" in r:
-            yield f"| {r['model']} | {r.get('layout', '')} | {r.get('kind', '')} | {r['error'][:80]} | | |"
+            cells = [r["model"], r.get("layout", ""), r.get("kind", ""), r["error"][:80]]
+            yield f"| {' | '.join(cells)} |" + " |" * (len(heads) - len(cells))
             continue
         by.setdefault((r["model"], r["layout"], r["kind"]), {})[r["by"]] = r["seconds"] * 1e3
-    for key, both in by.items():
-        ours, theirs = both["fastops"], both["torch"]
-        yield f"| {' | '.join(key)} | {ours:.2f} | {theirs:.2f} | {theirs / ours:.2f} |"
+    for key, times in by.items():
+        cells = [*key, *(f"{times[name]:.2f}" for name in (*ours, "torch"))]
+        cells += [f"{times['torch'] / times[name]:.2f}" for name in ours]
+        yield f"| {' | '.join(cells)} |"

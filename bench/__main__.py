@@ -21,14 +21,14 @@ from typing import Any
 
 import torch
 
-from bench import host, layers, machine, models, report
+from bench import host, layers, machine, memory, models, report
 from bench.rows import ROWS
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description="fastops beside torch, row by row")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--suite", choices=["layers", "host", "models"], default="layers")
+    parser.add_argument("--suite", choices=["layers", "host", "models", "memory"], default="layers")
     parser.add_argument("--rows", default="", help="a regular expression: rows whose line matches")
     parser.add_argument("--layouts", default="NCHW,NHWC")
     parser.add_argument("--passes", default="", help="a regular expression")
@@ -88,13 +88,19 @@ def main() -> None:
             "layers": lambda: layer_records(options, end),
             "host": lambda: host.measured(options.device),
             "models": lambda: models.measured(options.device, end),
+            "memory": lambda: memory.measured(options.device),
         }[options.suite]()
         records = []
         for record in itertools.chain([first], found):
             out.write(json.dumps(record) + "\n")
             out.flush()
             records.append(record)
-    tables = {"layers": partial(report.table, first), "host": host.table, "models": models.table}
+    tables = {
+        "layers": partial(report.table, first),
+        "host": host.table,
+        "models": models.table,
+        "memory": memory.table,
+    }
     print("\n".join(tables[options.suite](records[1:])))
 
 

@@ -19,7 +19,7 @@ DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 FUNCTIONS = {"fastops": fastops.functional, "torch": torch.nn.functional}
 
 
-def _operands(row: Row, dtype: torch.dtype, memory_format: torch.memory_format, device: str) -> list[Tensor]:
+def operands(row: Row, dtype: torch.dtype, memory_format: torch.memory_format, device: str) -> list[Tensor]:
     """Random, in a layout; nothing of it zero."""
 
     def draw(shape: tuple[int, ...], scale: float = 1.0) -> Tensor:
@@ -104,7 +104,7 @@ def measured(
     itemsize = dtype.itemsize
     least = row.bytes(name, itemsize)
     sets_wanted = math.ceil(3 * machine.l2_bytes() / least) if device == "cuda" else math.ceil(1e8 / least)
-    sets = [_operands(row, dtype, LAYOUTS[layout], device) for _ in range(max(1, min(12, sets_wanted)))]
+    sets = [operands(row, dtype, LAYOUTS[layout], device) for _ in range(max(1, min(12, sets_wanted)))]
     base = {
         "row": str(row),
         "op": row.op,

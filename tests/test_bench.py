@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import compare, layers, measure, report
+import fastops
+from bench import compare, layers, measure, memory, report
 from bench.rows import CONVS, ROWS, Conv
 
 
@@ -70,6 +71,29 @@ def test_medians() -> None:
 def test_the_document_is_up_to_date() -> None:
     text = "\n".join(report.document()) + "\n"
     assert (report.DOCS / "performance.md").read_text() == text, "run: python -m bench.report"
+
+
+@pytest.mark.parametrize(
+    ("text", "ours", "theirs"),
+    [
+        ("max 2×2 s2 64×224²", 4, 8),  # positions of max pooling, of 4 and of 8 bytes
+        ("avg 2×2 s2 256×56²", 0, 0),  # nothing is needed
+    ],
+)
+def test_memory(text: str, ours: int, theirs: int) -> None:
+    row = next(row for row in ROWS if row.text == text)
+    outputs = math.prod(row.shape) // 4
+    for functions, each in ((fastops.functional, ours), (torch.nn.functional, theirs)):
+        assert memory.kept(row, functions, torch.bfloat16, "NHWC", "cpu") == each * outputs
+
+
+def test_memory_of_batch_norm() -> None:
+    """mean and invstd; torch keeps a workspace beside them, or not."""
+    row = next(row for row in ROWS if row.op == "batch_norm")
+    assert memory.kept(row, fastops.functional, torch.bfloat16, "NCHW", "cpu") == 2 * 4 * row.shape[1]
+    record = {"row": str(row), "dtype": "bf16", "layout": "NCHW", "kept": 1}
+    lines = "\n".join(memory.table([record | {"by": by} for by in ("fastops", "torch")]))
+    assert "In 1 more cases" in lines
 
 
 # ---- two runs -----------------------------------------------------------------------------------

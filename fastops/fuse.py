@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import importlib
 import operator
+from collections import Counter
 from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
@@ -54,14 +55,19 @@ class _Children(fx.Tracer):
 
 
 def _attributes(module: nn.Module) -> list[Any]:
-    """What a forward might set on its module."""
-    return [*vars(module).items(), *module._buffers.items(), *module._parameters.items()]
+    """What a forward might set on its module, or put into a container there."""
+    found: list[Any] = [*vars(module).items(), *module._buffers.items(), *module._parameters.items()]
+    for value in vars(module).values():
+        if isinstance(value, (list, set, dict)):
+            found += [(None, inside) for inside in (value.values() if isinstance(value, dict) else value)]
+    return found
 
 
 def _trace(module: nn.Module) -> fx.Graph | None:
     """What the module's forward does, if it does the same in training and in evaluation, and nothing else."""
     graphs = []
     training, before = module.training, _attributes(module)
+    containers = [(v, copy.copy(v)) for v in vars(module).values() if isinstance(v, (list, set, dict))]
     try:
         for mode in (True, False):
             module.training = mode
@@ -70,7 +76,11 @@ def _trace(module: nn.Module) -> fx.Graph | None:
         return None
     finally:
         module.training = training
-    after = _attributes(module)
+        after = _attributes(module)
+        for container, content in containers:  # what a trace has put there is nobody's
+            if len(container) != len(content):
+                container.clear()
+                (container.extend if isinstance(container, list) else container.update)(content)
     changed = len(after) != len(before) or any(a[1] is not b[1] for a, b in zip(after, before, strict=True))
     if changed or str(graphs[0]) != str(graphs[1]):
         return None
@@ -97,10 +107,11 @@ class _Site:
     def __init__(self, graph: fx.Graph, root: nn.Module) -> None:
         self.graph, self.root = graph, root
 
-    def is_used_after(self, x: fx.Node, node: fx.Node) -> bool:
-        """Whether somebody may change x after this node."""
+    def is_used_after(self, x: Any, node: fx.Node, until: fx.Node | None = None) -> bool:
+        """Whether somebody may change x after this node (and before another)."""
         order = {n: i for i, n in enumerate(self.graph.nodes)}
-        return any(order[user] > order[node] for user in x.users)
+        end = len(order) if until is None else order[until]
+        return any(order[node] < order[user] < end for user in x.users)
 
     def layer(self, node: Any, kind: type[nn.Module]) -> Any:
         """The layer that a node calls: of this class, plain, called nowhere else; else None."""
@@ -188,7 +199,7 @@ def _empty(
 
 
 def _parents(model: nn.Module, kind: type[nn.Module]) -> Iterator[tuple[str, nn.Module]]:
-    """Modules that have layers of a class among their children, or children of sequences that they index."""
+    """Modules that have layers of a class among their children."""
     for name, module in model.named_modules():
         if any(isinstance(child, kind) for child in module.children()):
             yield name, module
@@ -219,6 +230,8 @@ def fuse_batch_norms(model: nn.Module) -> dict[str, str]:
                 activation = "relu"
             if len(chain) == 1 or not isinstance(x, fx.Node) or site.is_used_after(x, node):
                 continue
+            if residual is not None and site.is_used_after(residual, chain[1], chain[-1]):
+                continue
             with graph.inserting_before(chain[-1]):
                 if residual is None:
                     new = graph.call_module(str(node.target), (x,), {"activation": activation})
@@ -247,6 +260,18 @@ def unfuse(model: nn.Module) -> None:
 # ---- inference: batch norm folded into convolutions ---------------------------------------------
 
 
+def _called_elsewhere(model: nn.Module) -> set[int]:
+    """The ids of layers that several modules own, or that one calls which is not their owner."""
+    names = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
+    found = {which for which, count in names.items() if count > 1}
+    for module in model.modules():
+        graph = _trace(module) if any(True for _ in module.children()) else None
+        for node in () if graph is None else graph.nodes:
+            if node.op == "call_module" and "." in str(node.target):
+                found.add(id(module.get_submodule(str(node.target))))
+    return found
+
+
 def fuse(model: nn.Module) -> nn.Module:
     """A copy of a model for inference in which batch norms are folded into the convolutions before them, and
     ReLUs after those are computed with them.
@@ -267,6 +292,7 @@ def fuse(model: nn.Module) -> nn.Module:
     unfuse(model)
     convert(model)
     convolutions = (modules.Conv2d, modules.ConvTranspose2d)
+    elsewhere = _called_elsewhere(model)
     for _, module in _parents(model, nn.BatchNorm2d):
         graph = _trace(module)
         if graph is None:
@@ -276,6 +302,8 @@ def fuse(model: nn.Module) -> nn.Module:
             norm = site.layer(node, nn.BatchNorm2d)
             conv = None if norm is None else site.layer(node.args[0], convolutions)  # type: ignore[arg-type]
             if conv is None or norm.running_mean is None or len(node.args[0].users) != 1:
+                continue
+            if id(conv) in elsewhere or id(norm) in elsewhere:
                 continue
             transposed = isinstance(conv, nn.ConvTranspose2d)
             if transposed and conv.groups != 1:

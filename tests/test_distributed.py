@@ -118,6 +118,19 @@ def test_sync_batch_norm(world: int) -> None:
     run(world, compare_with_one_process, world != 3)
 
 
+def nobody_has_a_batch(rank: int) -> None:
+    layer = fastops.SyncBatchNorm(3)
+    layer(torch.zeros(0, 3, 4, 4, requires_grad=True)).sum().backward()
+    layer(torch.ones(1 - rank, 3, 1, 1))  # one value in all: no variance can be learnt from it
+    assert torch.equal(layer.running_mean, torch.full((3,), 0.1))
+    torch.testing.assert_close(layer.running_var, torch.full((3,), 0.9))
+
+
+def test_empty_batches() -> None:
+    """Nothing is learnt from nothing, and the state stays finite."""
+    run(2, nobody_has_a_batch)
+
+
 def groups(rank: int) -> None:
     """The processes of a group are one batch; others do not count."""
     pairs = [dist.new_group([0, 1]), dist.new_group([2, 3])]

@@ -45,15 +45,20 @@ def scalar(function: Any) -> Any:
     return lambda *inputs: function(*inputs).nan_to_num(0, 0, 0).cos().sum()
 
 
-@pytest.mark.parametrize("which", ["all", "first", "others"])
-@pytest.mark.parametrize("case", SMALL, ids=str)
+def mapped_places(case: Case, which: str) -> list[int]:
+    tensors = [i for i, a in enumerate(case.arguments(torch.float64)) if isinstance(a, Tensor)]
+    return {"all": tensors, "first": tensors[:1], "others": tensors[1:]}[which]
+
+
+MAPPED = [
+    (case, which) for case in SMALL for which in ("all", "first", "others") if mapped_places(case, which)
+]
+
+
+@pytest.mark.parametrize(("case", "which"), MAPPED, ids=[f"{case}-{which}" for case, which in MAPPED])
 def test_vmap(case: Case, which: str) -> None:
     """Mapped values and gradients are those of one call after another, whichever arguments are mapped."""
-    arguments = case.arguments(torch.float64)
-    tensors = [i for i, a in enumerate(arguments) if isinstance(a, Tensor)]
-    places = {"all": tensors, "first": tensors[:1], "others": tensors[1:]}[which]
-    if not places:
-        pytest.skip("no other tensors")
+    arguments, places = case.arguments(torch.float64), mapped_places(case, which)
     # Variances stay positive, and positions those of maxima.
     stacked = [
         torch.stack(

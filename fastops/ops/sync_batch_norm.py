@@ -93,14 +93,16 @@ class SyncBatchNorm(torch.autograd.Function):
             own[1], invstd = statistics(x, spec)
             own[2] = own[0] / invstd.double().square()
         counts, means, squares = _gathered(own, group).unbind(1)
-        count = counts.sum(0)
+        total = counts.sum(0)
+        count = total.clamp_min(1)
         mean = (counts * means).sum(0) / count
         variance = (squares + counts * (means - mean).square()).sum(0) / count
         invstd = (variance + eps).rsqrt()
         if running_mean is not None and running_var is not None:
-            running_mean.lerp_(mean.to(running_mean.dtype), momentum)
-            unbiased = variance * (count / (count - 1))
-            running_var.lerp_(unbiased.to(running_var.dtype), momentum)
+            weight = momentum * total.clamp_max(1)  # nothing is learnt from nothing; on the device, unseen
+            unbiased = variance * (count / (count - 1).clamp_min(1))
+            for running, new in ((running_mean, mean), (running_var, unbiased)):
+                running.lerp_(new.to(running.dtype), weight.to(running.dtype))
         mean, invstd = mean.to(accumulator(x)), invstd.to(accumulator(x))
         return affine(x, mean, invstd, w, b, None, spec), mean, invstd, count
 

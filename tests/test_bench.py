@@ -126,3 +126,5 @@ def test_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert compare.main([names[0], names[0]]) == 0
     files[1].write_text("\n".join(map(json.dumps, a_run(same=0.55, slower=0.9))))
     assert compare.main([*names, "--threshold", "2"]) == 0
+    files[1].write_text("\n".join(map(json.dumps, a_run(same=0.5, faster=0.1, mended=1.0))))
+    assert compare.main(names) == 0  # what is faster is none

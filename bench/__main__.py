@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from bench import host, layers, machine, memory, models, report
-from bench.rows import ROWS
+from bench.rows import rows
 
 
 def arguments() -> argparse.Namespace:
@@ -33,6 +33,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--layouts", default="NCHW,NHWC")
     parser.add_argument("--passes", default="", help="a regular expression")
     parser.add_argument("--dtypes", default="", help="such as bf16,fp32; default: the rows' first")
+    parser.add_argument("--images", default="1,8", help="on the CPU: how many at once")
+    parser.add_argument("--threads", default="", help="on the CPU: such as 1,2; default: torch's")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--round-seconds", type=float, default=0.01)
     parser.add_argument("--minutes", type=float, default=60.0, help="ends after the row that runs then")
@@ -41,11 +43,17 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def threads_of(options: argparse.Namespace) -> list[int]:
+    """How many threads; one entry, that nobody reads, on a GPU."""
+    return [int(t) for t in options.threads.split(",")] if options.threads else [torch.get_num_threads()]
+
+
 def layer_cases(options: argparse.Namespace) -> list[tuple[Any, ...]]:
-    """The cases (row, pass, dtype, layout) of the options."""
+    """The cases (threads, row, pass, dtype, layout) of the options."""
     cases = [
-        (row, name, dtype, layout)
-        for row in ROWS
+        (threads, row, name, dtype, layout)
+        for threads in threads_of(options)
+        for row in rows(options.device, [*map(int, options.images.split(","))])
         for name in row.passes
         for dtype in (
             [d for d in row.dtypes if layers.DTYPES[d] in options.dtypes.split(",")]
@@ -62,14 +70,16 @@ def layer_cases(options: argparse.Namespace) -> list[tuple[Any, ...]]:
 
 def layer_records(options: argparse.Namespace, end: float) -> Iterator[dict[str, Any]]:
     cases = layer_cases(options)
-    for done, (row, name, dtype, layout) in enumerate(cases):
+    for done, (threads, row, name, dtype, layout) in enumerate(cases):
         if time.monotonic() > end:
             print(f"out of time: {len(cases) - done} of {len(cases)} cases left out", file=sys.stderr)
             return
+        torch.set_num_threads(threads)
         yield from layers.measured(
             *(row, name, dtype, layout, options.device),
             rounds=options.rounds,
             round_seconds=options.round_seconds,
+            more=True,
         )
         if options.device == "cuda":
             torch.cuda.empty_cache()
@@ -84,6 +94,8 @@ def main() -> None:
     stream = torch.cuda.Stream() if options.device == "cuda" else None
     with options.out.open("w") as out, torch.cuda.stream(stream):
         first = machine.describe(options.device) | {"ceilings": machine.ceilings(options.device)}
+        if options.device == "cpu":
+            first["ceilings"] = {str(t): machine.cpu_ceilings(t) for t in threads_of(options)}
         found = {
             "layers": lambda: layer_records(options, end),
             "host": lambda: host.measured(options.device),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -49,8 +50,11 @@ def _wanted(row: Row, name: str, tensors: list[Tensor]) -> list[Tensor]:
     return floating[1:] if name == "weight_grad" else floating
 
 
-def _work(row: Row, name: str, functions: Any, sets: list[list[Tensor]]) -> Work:
-    """The pass as a call on the i-th set."""
+def _work(
+    row: Row, name: str, functions: Any, sets: list[list[Tensor]], dtype: torch.dtype | None = None
+) -> Work:
+    """The pass as a call on the i-th set; incoming gradients are random numbers of dtype, the operands' own
+    if None."""
     if name == "inference":
 
         def infer(i: int) -> Any:
@@ -70,7 +74,8 @@ def _work(row: Row, name: str, functions: Any, sets: list[list[Tensor]]) -> Work
     for i, own in enumerate(leaves):
         y = row.call(functions, own)
         torch.manual_seed(i)  # the same for each contender
-        prepared.append((y, [t for t in own if t.requires_grad], torch.randn_like(y)))
+        dy = torch.randn(y.shape, device=y.device).to(tensors[0].dtype if dtype is None else dtype)
+        prepared.append((y, [t for t in own if t.requires_grad], torch.empty_like(y).copy_(dy)))
 
     def differentiate(i: int) -> Any:
         y, wanted, dy = prepared[i]
@@ -87,7 +92,8 @@ def _difference(ours: Any, theirs: Any) -> float:
     for a, b in pairs:
         norms = [0.0, 0.0]
         for u, v in zip(a.split(16), b.split(16), strict=True):
-            u, v = u.detach().float(), v.detach().float()
+            wide = torch.float64 if v.dtype is torch.float64 else torch.float32
+            u, v = u.detach().to(wide), v.detach().to(wide)
             norms[0] += float((u - v).square().sum(dtype=torch.float64))
             norms[1] += float(v.square().sum(dtype=torch.float64))
         error = math.sqrt(norms[0] / norms[1]) if norms[1] else math.sqrt(norms[0])
@@ -95,16 +101,58 @@ def _difference(ours: Any, theirs: Any) -> float:
     return worst
 
 
+def errors(
+    row: Row, name: str, dtype: torch.dtype, layout: str, device: str, most: float
+) -> dict[str, dict[str, float]]:
+    """Each contender's ‖y − y64‖ / ‖y64‖, where y64 is torch's result on the same numbers in fp64; on as many
+    of the row's images as `most` operations allow."""
+    images = row.shape[0]
+    while images > 1 and images / row.shape[0] * row.flops.get(name, 0.0) > most:
+        images //= 2
+    row = row.images(images)
+    tensors = operands(row, dtype, LAYOUTS[layout], device)
+    exact = [t.double() if t.is_floating_point() else t for t in tensors]
+    reference = _work(row, name, FUNCTIONS["torch"], [exact], dtype)(0)
+    return {
+        by: {"error_fp64": _difference(_work(row, name, functions, [tensors])(0), reference)}
+        for by, functions in FUNCTIONS.items()
+    }
+
+
+def peak_on_cpu(work: Work) -> dict[str, int]:
+    """The most bytes that a call holds at once of torch's allocator, results included, and what of it is
+    workspace. What a library takes from malloc is not seen."""
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
+        result = work(0)
+    outputs = [result] if isinstance(result, Tensor) else list(result)
+    events = profile.profiler.kineto_results.events()  # type: ignore[union-attr]
+    changes = [(e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"]
+    held = list(itertools.accumulate(size for _, size in sorted(changes)))
+    most = max(0, *held) if held else 0
+    return {"peak": most, "workspace": max(0, most - sum(t.untyped_storage().nbytes() for t in outputs))}
+
+
 def measured(
-    row: Row, name: str, dtype: torch.dtype, layout: str, device: str, *, rounds: int, round_seconds: float
+    row: Row,
+    name: str,
+    dtype: torch.dtype,
+    layout: str,
+    device: str,
+    *,
+    rounds: int,
+    round_seconds: float,
+    more: bool = False,
 ) -> Iterator[dict[str, Any]]:
-    """One record per contender."""
+    """One record per contender; with more: also the errors against fp64 and the memory."""
     if device == "cuda":
         torch.backends.cudnn.allow_tf32 = row.tf32
     itemsize = dtype.itemsize
     least = row.bytes(name, itemsize)
     sets_wanted = math.ceil(3 * machine.l2_bytes() / least) if device == "cuda" else math.ceil(1e8 / least)
-    sets = [operands(row, dtype, LAYOUTS[layout], device) for _ in range(max(1, min(12, sets_wanted)))]
+    most_sets = 12 if device == "cuda" else 100
+    sets = [operands(row, dtype, LAYOUTS[layout], device) for _ in range(max(1, min(most_sets, sets_wanted)))]
     base = {
         "row": str(row),
         "op": row.op,
@@ -114,6 +162,8 @@ def measured(
         "bytes": least,
         "flops": row.flops.get(name, 0.0),
     }
+    if device == "cpu":
+        base["threads"] = torch.get_num_threads()
     works: dict[str, Work] = {}
     records = {}
     for contender, functions in FUNCTIONS.items():
@@ -128,6 +178,12 @@ def measured(
         ours, theirs = (work(0) for work in works.values())
         records["fastops"]["difference"] = _difference(ours, theirs)
         del ours, theirs
+        if more:
+            found = errors(row, name, dtype, layout, device, 1e10 if device == "cpu" else 1e12)
+            for contender, record in records.items():
+                record |= found[contender]
+                if device == "cpu":
+                    record |= peak_on_cpu(works[contender])
     timer = measure.on_gpu if device == "cuda" else measure.on_cpu
     try:
         times: dict[str, Time] = timer(works, len(sets), rounds=rounds, round_seconds=round_seconds)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Callable
 from datetime import datetime, timezone
 from functools import lru_cache
 from pathlib import Path
@@ -70,8 +75,80 @@ def l2_bytes() -> int:
     return int(torch.cuda.get_device_properties(0).L2_cache_size)
 
 
+@lru_cache(maxsize=1)
+def _loops() -> ctypes.CDLL | None:
+    """roofs.cpp, compiled for this machine; None where there is no compiler."""
+    source = Path(__file__).with_name("roofs.cpp")
+    with tempfile.TemporaryDirectory() as folder:
+        library = Path(folder) / "roofs.so"
+        command = [os.environ.get("CXX", "g++"), "-O3", "-march=native", "-shared", "-fPIC"]
+        try:
+            subprocess.run([*command, str(source), "-o", str(library)], check=True, capture_output=True)
+            loops = ctypes.CDLL(str(library))
+        except (OSError, subprocess.CalledProcessError):
+            return None
+    for name in ("fma_fp32", "fma_bf16"):
+        getattr(loops, name).restype = ctypes.c_double
+        getattr(loops, name).argtypes = [ctypes.c_long, ctypes.POINTER(ctypes.c_float)]
+    loops.copy.restype, loops.copy.argtypes = None, [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
+    return loops
+
+
+def _together(work: Callable[[int], float], threads: int) -> float:
+    """What so many threads do a second, at best of five; work(i) says what it has done. ctypes lets go of
+    Python's lock."""
+    best = 0.0
+    for _ in range(5):
+        done = [0.0] * threads
+
+        def run(i: int, done: list[float] = done) -> None:
+            done[i] = work(i)
+
+        each = [threading.Thread(target=run, args=(i,)) for i in range(threads)]
+        begin = time.perf_counter()
+        for thread in each:
+            thread.start()
+        for thread in each:
+            thread.join()
+        best = max(best, sum(done) / (time.perf_counter() - begin))
+    return best
+
+
+def cpu_ceilings(threads: int) -> dict[str, float]:
+    """The best of loops of FMAs and of torch's matrix products; of a loop that copies and of torch's copy."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    found = _by_torch("cpu")
+    torch.set_num_threads(before)
+    loops = _loops()
+    if loops is None:
+        return found
+    for name in ("fp32", "bf16"):
+
+        def multiply(_: int, loop: Any = getattr(loops, f"fma_{name}")) -> float:
+            return float(loop(10_000_000, ctypes.byref(ctypes.c_float(0.5))))
+
+        found[name] = max(found[name], _together(multiply, threads))
+    found["bf16"] = max(found["bf16"], found["fp32"])  # a bf16 number can be multiplied as fp32
+    size = 1 << 26
+    sources = [torch.ones(size, dtype=torch.uint8) for _ in range(threads)]
+    targets = [torch.zeros_like(source) for source in sources]
+
+    def copy(i: int) -> float:
+        loops.copy(targets[i].data_ptr(), sources[i].data_ptr(), size)
+        return 2.0 * size
+
+    found["copy"] = max(found["copy"], _together(copy, threads))
+    return found
+
+
 def ceilings(device: str) -> dict[str, float]:
-    """Bytes a second of a copy (read + written), operations a second of matrix products on random data."""
+    """Bytes a second of a copy (read + written), operations a second by dtype."""
+    return _by_torch(device) if device == "cuda" else cpu_ceilings(torch.get_num_threads())
+
+
+def _by_torch(device: str) -> dict[str, float]:
+    """By torch's copy and matrix products on random data."""
     time = measure.on_gpu if device == "cuda" else measure.on_cpu
     size = (1 << 30) if device == "cuda" else (1 << 26)
     x = torch.randn(size // 4, device=device)

@@ -14,8 +14,10 @@ ROOT = Path(__file__).resolve().parent.parent
 DATA, DOCS = ROOT / "bench" / "data", ROOT / "docs"
 
 
-def floor(record: Record, ceilings: dict[str, float]) -> float:
+def floor(record: Record, ceilings: dict[str, Any]) -> float:
     """The seconds that no kernel can go below on this machine."""
+    if "threads" in record:
+        ceilings = ceilings[str(record["threads"])]
     return max(record["bytes"] / ceilings["copy"], record["flops"] / ceilings[record["dtype"]])
 
 
@@ -23,15 +25,16 @@ def pairs(records: list[Record]) -> Iterator[tuple[Record, Record, float | None]
     """fastops' and torch's record of each case, and torch's best time over the layouts."""
     by: dict[tuple[str, ...], dict[str, Record]] = {}
     for r in records:
-        by.setdefault((r["row"], r["pass"], r["dtype"], r["layout"]), {})[r["by"]] = r
+        threads = str(r.get("threads", ""))
+        by.setdefault((r["row"], r["pass"], r["dtype"], threads, r["layout"]), {})[r["by"]] = r
     best: dict[tuple[str, ...], float] = {}
     for key, both in by.items():
         seconds = both.get("torch", {}).get("seconds")
         if seconds:
-            best[key[:3]] = min(seconds, best.get(key[:3], math.inf))
+            best[key[:4]] = min(seconds, best.get(key[:4], math.inf))
     for key, both in by.items():
         if len(both) == 2:
-            yield both["fastops"], both["torch"], best.get(key[:3])
+            yield both["fastops"], both["torch"], best.get(key[:4])
 
 
 def mean(ratios: list[float]) -> float:
@@ -44,13 +47,24 @@ def ratio(ours: Record, theirs: Record) -> float | None:
     return theirs["seconds"] / ours["seconds"] if "seconds" in ours and "seconds" in theirs else None
 
 
+def roofs(ceilings: dict[str, Any]) -> str:
+    """The ceilings in words; on a CPU by the number of threads."""
+    if any(isinstance(v, dict) for v in ceilings.values()):
+        counts = ((n, "thread" if n == "1" else "threads") for n in ceilings)
+        return "; ".join(f"{n} {word}: {roofs(ceilings[n])}" for n, word in counts)
+    large = max(ceilings.values()) > 1e13
+    scale, prefix = (1e12, "T") if large else (1e9, "G")
+    digits = 2 if large else 0
+    return ", ".join(
+        f"{name} {v / scale:.{digits}f} {prefix}{'B/s' if name == 'copy' else 'FLOP/s'}"
+        for name, v in ceilings.items()
+    )
+
+
 def table(first: Record, records: list[Record]) -> Iterator[str]:
     """Markdown: one line per case."""
     ceilings = first["ceilings"]
-    roofs = ", ".join(
-        f"{name} {v / 1e12:.2f} {'TB/s' if name == 'copy' else 'TFLOP/s'}" for name, v in ceilings.items()
-    )
-    yield f"{first['device']}, torch {first['torch']}, commit {first['commit'][:12]}; measured: {roofs}."
+    yield f"{first['device']}, torch {first['torch']}, commit {first['commit'][:12]}; measured: {roofs(ceilings)}."
     yield ""
     heads = ["row", "pass", "dtype", "layout", "fastops µs", "torch µs", "ratio", "to best layout"]
     heads += ["of the roof", "torch's", "differ"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -50,6 +50,20 @@ class Row:
     def bytes(self, name: str, itemsize: int) -> float:
         """The least that a pass must move."""
         return self.traffic[name] * itemsize + (0.0 if name == "inference" else self.positions)
+
+    def images(self, n: int, **changes: Any) -> Row:
+        """The same layer on n images."""
+        times, shape = n / self.shape[0], (n, *self.shape[1:])
+        weights = float(math.prod(self.operands["w"])) if self.op == "conv2d" else 0.0
+        return replace(
+            self,
+            shape=shape,
+            operands={k: shape if s == self.shape else s for k, s in self.operands.items()},
+            traffic={p: (t - weights) * times + weights for p, t in self.traffic.items()},
+            flops={p: f * times for p, f in self.flops.items()},
+            positions=self.positions * times,
+            **changes,
+        )
 
 
 @dataclass(frozen=True)
@@ -249,3 +263,26 @@ ROWS: list[Row] = [
         ]
     ),
 ]
+
+
+# Those that a CPU is measured with, on fewer images.
+ON_CPU = {
+    *(str(CONVS[i]) for i in (0, 1, 2, 3, 4, 5, 8, 22, 25)),
+    "ResNet-50 N256 max 3×3 s2 64×112²",
+    "VGG-16 N64 max 2×2 s2 64×224²",
+    "DenseNet N128 avg 2×2 s2 256×56²",
+    "ResNet-50 N256 adaptive avg 2048×7²→1",
+    "SegNet N8 unpool 64×180×240→360×480",
+    "ResNet-50 N256 64×112²",
+    "ResNet-50 N256 2048×7²",
+    "FPN N2 nearest 256×100×152 ×2",
+    "DeepLab N8 bilinear 21×129²→513²",
+}
+
+
+def rows(device: str, images: list[int]) -> list[Row]:
+    """The rows of a device; on the CPU at each number of images."""
+    if device == "cuda":
+        return ROWS
+    few = [row for row in ROWS if str(row) in ON_CPU]
+    return [row.images(n, dtypes=(FP32, BF16)) for n in images for row in few]

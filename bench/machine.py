@@ -124,9 +124,10 @@ def cpu_ceilings(threads: int) -> dict[str, float]:
     if loops is None:
         return found
     for name in ("fp32", "bf16"):
+        loop = getattr(loops, f"fma_{name}")
 
-        def multiply(_: int, loop: Any = getattr(loops, f"fma_{name}")) -> float:
-            return float(loop(10_000_000, ctypes.byref(ctypes.c_float(0.5))))
+        def multiply(_: int, loop: Callable[..., float] = loop) -> float:
+            return loop(10_000_000, ctypes.byref(ctypes.c_float(0.5)))
 
         found[name] = max(found[name], _together(multiply, threads))
     found["bf16"] = max(found["bf16"], found["fp32"])  # a bf16 number can be multiplied as fp32

@@ -64,7 +64,8 @@ def roofs(ceilings: dict[str, Any]) -> str:
 def table(first: Record, records: list[Record]) -> Iterator[str]:
     """Markdown: one line per case."""
     ceilings = first["ceilings"]
-    yield f"{first['device']}, torch {first['torch']}, commit {first['commit'][:12]}; measured: {roofs(ceilings)}."
+    made = f"{first['device']}, torch {first['torch']}, commit {first['commit'][:12]}"
+    yield f"{made}; measured: {roofs(ceilings)}."
     yield ""
     heads = ["row", "pass", "dtype", "layout", "fastops µs", "torch µs", "ratio", "to best layout"]
     heads += ["of the roof", "torch's", "differ"]

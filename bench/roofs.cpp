@@ -33,13 +33,17 @@ extern "C" {
 
 // Operations done; `result` keeps the compiler from leaving the loop out.
 double fma_fp32(long turns, float* result) {
-  Vector sums[kChains] = {}, a = Vector{} + *result, b = Vector{} + 0.5f;
+  Vector sums[kChains];
+#pragma GCC unroll 12
+  for (auto& sum : sums) sum = Vector{};
+  const Vector a = Vector{} + *result, b = Vector{} + 0.5f;
   for (long t = 0; t < turns; ++t)
 #pragma GCC unroll 12
     for (auto& sum : sums) {
       sum = sum * a + b;
       opaque(sum);
     }
+#pragma GCC unroll 12
   for (int i = 1; i < kChains; ++i) sums[0] += sums[i];
   *result = sums[0][0];
   return 2.0 * turns * kChains * (kBytes / 4);
@@ -57,6 +61,7 @@ double fma_bf16(long turns, float* result) {
       sum = _mm512_dpbf16_ps(sum, a, a);
       opaque(sum);
     }
+#pragma GCC unroll 12
   for (int i = 1; i < kChains; ++i) sums[0] += sums[i];
   *result = sums[0][0];
   return 4.0 * turns * kChains * 16;

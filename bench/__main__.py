@@ -3,6 +3,7 @@
 python -m bench                          every row, on the GPU if there is one
 python -m bench --rows "max|unpool"      those whose names match
 python -m bench --out build/bench.jsonl --minutes 3
+python -m bench --suite quick            a few in seconds; exits with 1 if fastops fails in one
 """
 
 from __future__ import annotations
@@ -21,14 +22,18 @@ from typing import Any
 
 import torch
 
-from bench import host, layers, machine, memory, models, report
+from bench import host, layers, machine, memory, models, report, scaling
 from bench.rows import rows
+
+# One of each op, on a small image.
+QUICK = r"N\d+ (512→512|960→960|adaptive avg 2048×7|max 3×3|avg 2|unpool|2048×7|nearest 256|bilinear 21)"
+SUITES = ["layers", "quick", "host", "models", "memory", "scaling"]
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description="fastops beside torch, row by row")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--suite", choices=["layers", "host", "models", "memory"], default="layers")
+    parser.add_argument("--suite", choices=SUITES, default="layers")
     parser.add_argument("--rows", default="", help="a regular expression: rows whose line matches")
     parser.add_argument("--layouts", default="NCHW,NHWC")
     parser.add_argument("--passes", default="", help="a regular expression")
@@ -40,7 +45,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=60.0, help="ends after the row that runs then")
     parser.add_argument("--shuffle", action="store_true", help="rows in a random order")
     parser.add_argument("--out", type=Path, default=Path("build/bench.jsonl"))
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.suite == "quick":  # whether it runs at all, in seconds
+        options.rows, options.images, options.dtypes = QUICK, "1", "fp32,bf16"
+        options.rounds, options.round_seconds = 2, 1e-3
+    return options
 
 
 def threads_of(options: argparse.Namespace) -> list[int]:
@@ -85,7 +94,7 @@ def layer_records(options: argparse.Namespace, end: float) -> Iterator[dict[str,
             torch.cuda.empty_cache()
 
 
-def main() -> None:
+def main() -> int:
     options = arguments()
     end = time.monotonic() + 60 * options.minutes
     torch.backends.cudnn.benchmark = True
@@ -98,6 +107,10 @@ def main() -> None:
             first["ceilings"] = {str(t): machine.cpu_ceilings(t) for t in threads_of(options)}
         found = {
             "layers": lambda: layer_records(options, end),
+            "quick": lambda: layer_records(options, end),
+            "scaling": lambda: scaling.measured(
+                options.device, threads_of(options), options.rounds, options.round_seconds
+            ),
             "host": lambda: host.measured(options.device),
             "models": lambda: models.measured(options.device, end),
             "memory": lambda: memory.measured(options.device),
@@ -109,12 +122,16 @@ def main() -> None:
             records.append(record)
     tables = {
         "layers": partial(report.table, first),
+        "quick": partial(report.table, first),
+        "scaling": partial(scaling.table, first),
         "host": host.table,
         "models": models.table,
         "memory": memory.table,
     }
     print("\n".join(tables[options.suite](records[1:])))
+    failed = any(r.get("by") == "fastops" and "error" in r for r in records)
+    return int(failed and options.suite == "quick")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

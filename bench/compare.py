@@ -19,7 +19,7 @@ from bench.report import mean, ratio
 
 Record = dict[str, Any]
 # What identifies a case, in any of the suites; the fields that a suite does not have are empty.
-KEY = ("suite", "model", "kind", "call", "row", "pass", "dtype", "layout", "threads")
+KEY = ("suite", "axis", "value", "model", "kind", "call", "row", "pass", "dtype", "layout", "threads")
 
 
 class Change(NamedTuple):

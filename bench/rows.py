@@ -114,6 +114,9 @@ class Conv:
         if self.bias:
             operands["b"] = (self.k,)
         flops = 2.0 * y * (self.c // self.groups) * self.kernel**2
+        # A stride beyond the kernel leaves elements unread; their gradients are written all the same.
+        read = x * min(1.0, self.kernel / self.stride) ** 2
+        traffic = dict.fromkeys(CONV, float(read + w + y)) | {"input_grad": float(x + w + y)}
         return Row(
             self.network,
             self.text,
@@ -122,7 +125,7 @@ class Conv:
             CONV if self.c > 4 else ("forward", "weight_grad"),
             lambda F, t: F.conv2d(*t, **options),
             operands,
-            traffic=dict.fromkeys(CONV, float(x + w + y)),
+            traffic=traffic,
             flops=dict.fromkeys(CONV, flops),
             dtypes=(self.dtype,),
             tf32=self.tf32,

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import fastops
-from bench import compare, layers, measure, memory, report
-from bench.rows import CONVS, ROWS, Conv
+from bench import compare, layers, machine, measure, memory, report
+from bench.rows import CONVS, ON_CPU, ROWS, Conv, Row, rows
 
 
 def test_rows_have_names_of_their_own() -> None:
@@ -27,7 +27,8 @@ def test_operations_of_a_convolution(conv: Conv) -> None:
     tensors = [torch.empty(s, device="meta") for s in (row.shape, *row.operands.values())]
     y = row.call(torch.nn.functional, tensors)
     assert row.flops["forward"] == 2 * y.numel() * tensors[1][0].numel()
-    elements = tensors[0].numel() + tensors[1].numel() + y.numel()
+    live = min(1, conv.kernel / conv.stride) ** 2
+    elements = tensors[0].numel() * live + tensors[1].numel() + y.numel()
     assert row.bytes("forward", 2) == 2 * elements
 
 
@@ -51,7 +52,7 @@ def test_a_row_that_fails_is_a_row() -> None:
     row = Conv("", 1, 8, 8, 3, 8, groups=3).row()
     found = list(layers.measured(row, "forward", torch.bfloat16, "NCHW", "cpu", rounds=1, round_seconds=1e-4))
     assert all("error" in r and "seconds" not in r for r in found)
-    first = {"device": "", "torch": "", "commit": "", "ceilings": {"copy": 1.0, "bf16": 1.0}}
+    first = {"device": "", "torch": "", "commit": "", "ceilings": {"1": {"copy": 1.0, "bf16": 1.0}}}
     assert "Error" in "\n".join(report.table(first, found))
 
 
@@ -61,6 +62,53 @@ def test_differences() -> None:
     assert layers._difference(one * 1.5, one) == pytest.approx(0.5)
     assert layers._difference([one, one * 1.25], [one, one]) == pytest.approx(0.25)
     assert layers._difference([one, one * math.nan], [one, one]) == math.inf
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row}{row.dtypes[0]}")
+def test_fewer_images(row: Row) -> None:
+    """The traffic and operations of one image and another are those of two; weights are counted once."""
+    few = {n: row.images(n) for n in (1, 2, 3)}
+    for name in row.passes:
+        traffic = [few[n].bytes(name, 2) for n in (1, 2, 3)]
+        assert traffic[2] - traffic[1] == pytest.approx(traffic[1] - traffic[0])
+        assert few[2].flops.get(name, 0.0) == pytest.approx(2 * few[1].flops.get(name, 0.0))
+    assert row.images(row.shape[0]).bytes(row.passes[0], 2) == pytest.approx(row.bytes(row.passes[0], 2))
+    assert few[2].shape == (2, *row.shape[1:])
+
+
+def test_rows_of_the_cpu() -> None:
+    assert len(rows("cpu", [1, 8])) == 2 * len(ON_CPU)
+    assert rows("cuda", [1]) == ROWS
+
+
+def test_errors_against_fp64() -> None:
+    """Of fewer images where there would be too many operations; fp32 about 2⁻²⁴, bf16 about 2⁻⁹."""
+    row = Conv("", 4, 8, 8, 3, 8).row()
+    for dtype, most in ((torch.float32, 1e-6), (torch.bfloat16, 1e-2)):
+        for name in ("forward", "input_grad", "weight_grad"):
+            found = layers.errors(row, name, dtype, "NHWC", "cpu", row.flops[name] / 2)
+            assert all(most / 1e3 < found[by]["error_fp64"] < most for by in ("fastops", "torch"))
+
+
+def test_memory_of_a_call() -> None:
+    held = layers.peak_on_cpu(lambda _: torch.ones(1000) + torch.ones(1000))
+    assert held == {"peak": 12000, "workspace": 8000}
+
+
+def test_beyond_the_roof() -> None:
+    """A win that the machine cannot do is called wrong and does not count."""
+    first = {"device": "", "torch": "", "commit": "", "ceilings": {"2": {"copy": 1.0, "fp32": 1.0}}}
+    base = {"row": "", "op": "conv2d", "pass": "", "dtype": "fp32", "layout": "", "threads": 2}
+    base |= {"bytes": 1.0, "flops": 0.5}
+    for seconds, words in ((0.5, "wrong: 200 %"), (2.0, "1 cases, geometric mean of the ratios 2.00")):
+        records = [base | {"by": "fastops", "seconds": seconds}, base | {"by": "torch", "seconds": 4.0}]
+        text = "\n".join(report.table(first, records))
+        assert words in text and ("geometric" in text) == (seconds == 2.0)
+
+
+def test_ceilings_of_the_cpu() -> None:
+    found = machine.cpu_ceilings(1)
+    assert found["bf16"] >= found["fp32"] > 1e9 and found["copy"] > 1e8
 
 
 def test_medians() -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import random
 import re
 import sys
@@ -19,6 +20,9 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+# The profiler, asked for memory, would speak of each start.
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
 import torch
 

@@ -1,5 +1,5 @@
-"""The suite of scaling: how times grow with images, their size, channels, the kernel, and on a CPU with threads,
-beside the floor; a 3×3 convolution of 64 channels with one of them changed."""
+"""The suite of scaling: how times grow with images, their size, channels, the kernel, and on a CPU with
+threads, the floor beside; a 3×3 convolution of 64 channels with one of them changed."""
 
 from __future__ import annotations
 

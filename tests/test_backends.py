@@ -144,3 +144,10 @@ def test_environment(value: str, served: bool) -> None:
 
 def test_triton_has_every_op() -> None:
     assert {*triton.FILES} == {*_ops(_C.cpu_baseline)}
+
+
+def test_importing_is_quick() -> None:
+    """Neither torch.compile's machinery, seconds of it, nor Triton comes with fastops unless asked for."""
+    program = "import torch, sys; before = {*sys.modules}; import fastops; print(*({*sys.modules} - before))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert not {"torch._dynamo", "torch._inductor", "triton"} & {*done.stdout.split()}

@@ -1,8 +1,8 @@
 """The suite of models: training steps and inference of whole networks, by torch, converted to fastops, and
 converted with batch norms fused to what follows them.
 
-ResNet-50 and ConvNeXt-T are torchvision's, where that can be imported; SegNet is ours. Weights and images are
-random; bf16 throughout, channels_last and contiguous.
+The networks are those of tests/networks.py in their papers' widths, and a SegNet. Weights and images are
+random; bf16 throughout on a GPU, fp32 on the CPU, channels_last and contiguous.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 import fastops
 from bench import measure
-from bench.layers import LAYOUTS
+from bench.layers import DTYPES, LAYOUTS
+from tests.networks import ResNet50, UNet, convnext
 
 
 class SegNet(nn.Module):
@@ -53,20 +54,12 @@ class SegNet(nn.Module):
         return self.head(x)
 
 
-def _torchvision(name: str) -> Callable[[], nn.Module]:
-    def make() -> nn.Module:
-        import torchvision
-
-        return getattr(torchvision.models, name)(weights=None)
-
-    return make
-
-
 MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], tuple[int, ...]]] = {
     # how it is made, images on a GPU, images on the CPU
-    "ResNet-50": (_torchvision("resnet50"), (128, 3, 224, 224), (2, 3, 224, 224)),
+    "ResNet-50": (lambda: ResNet50(64, 1000), (128, 3, 224, 224), (2, 3, 224, 224)),
     "SegNet": (SegNet, (16, 3, 256, 256), (1, 3, 64, 64)),
-    "ConvNeXt-T": (_torchvision("convnext_tiny"), (64, 3, 224, 224), (2, 3, 224, 224)),
+    "U-Net": (lambda: UNet(64), (8, 3, 256, 256), (1, 3, 64, 64)),
+    "ConvNeXt-T": (lambda: convnext(96, 1000), (64, 3, 224, 224), (2, 3, 224, 224)),
 }
 
 
@@ -77,17 +70,14 @@ def measured(device: str, end: float = math.inf) -> Iterator[dict[str, Any]]:
         if time.monotonic() > end:
             return
         memory_format = LAYOUTS[layout]
-        base = {"suite": "models", "model": name, "dtype": "bf16", "layout": layout}
-        try:
-            original = make()
-        except Exception as error:  # torchvision is not ours
-            yield base | {"error": f"{type(error).__name__}: {error}"}
-            continue
+        dtype = torch.bfloat16 if device == "cuda" else torch.float32
+        base = {"suite": "models", "model": name, "dtype": DTYPES[dtype], "layout": layout}
+        original = make()
         shape = on_gpu if device == "cuda" else on_cpu
         works: dict[str, dict[str, measure.Work]] = {"training": {}, "inference": {}}
-        x = torch.randn(shape, device=device, dtype=torch.bfloat16).contiguous(memory_format=memory_format)
+        x = torch.randn(shape, device=device, dtype=dtype).contiguous(memory_format=memory_format)
         for by in ("fastops", "fused", "torch"):
-            model = copy.deepcopy(original).to(device, torch.bfloat16, memory_format=memory_format)
+            model = copy.deepcopy(original).to(device, dtype, memory_format=memory_format)
             if by != "torch":
                 fastops.convert(model, fuse=by == "fused")
 

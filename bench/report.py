@@ -187,6 +187,11 @@ def document() -> Iterator[str]:
             *host.table(read("cpu-host.jsonl")[1]),
         ],
         "On a CPU, in short": [*ON_A_CPU, "", *summary(cpu, on_cpu, by_dtype=True)],
+        "On a CPU: models": [
+            "Training step and inference in fp32, two threads, two images (SegNet and U-Net: one of 64²).",
+            "",
+            *models.table(read("cpu-models.jsonl")[1]),
+        ],
         "On a CPU: growth": [
             "![Times over what grows](performance-scaling.png)",
             "",

@@ -147,7 +147,7 @@ def test_triton_has_every_op() -> None:
 
 
 def test_importing_is_quick() -> None:
-    """Neither torch.compile's machinery, seconds of it, nor Triton comes with fastops unless asked for."""
+    """torch.compile's machinery, seconds of it, does not come with fastops."""
     program = "import torch, sys; before = {*sys.modules}; import fastops; print(*({*sys.modules} - before))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert not {"torch._dynamo", "torch._inductor", "triton"} & {*done.stdout.split()}
+    assert not {"torch._dynamo", "torch._inductor"} & {*done.stdout.split()}

@@ -106,8 +106,10 @@ def main() -> int:
     # A stream of its own: CUDA graphs are not captured from the default one.
     stream = torch.cuda.Stream() if options.device == "cuda" else None
     with options.out.open("w") as out, torch.cuda.stream(stream):
-        first = machine.describe(options.device) | {"ceilings": machine.ceilings(options.device)}
-        if options.device == "cpu":
+        first = machine.describe(options.device)
+        if options.device == "cuda":
+            first["ceilings"] = machine.ceilings(options.device)
+        else:
             first["ceilings"] = {str(t): machine.cpu_ceilings(t) for t in threads_of(options)}
         found = {
             "layers": lambda: layer_records(options, end),

@@ -179,7 +179,10 @@ def measured(
         records["fastops"]["difference"] = _difference(ours, theirs)
         del ours, theirs
         if more:
-            found = errors(row, name, dtype, layout, device, 1e10 if device == "cpu" else 1e12)
+            try:
+                found = errors(row, name, dtype, layout, device, 1e10 if device == "cpu" else 1e12)
+            except Exception:  # fp64 may not fit; the times are wanted all the same
+                found = dict.fromkeys(records, {})
             for contender, record in records.items():
                 record |= found[contender]
                 if device == "cpu":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -66,7 +67,7 @@ def test_differences() -> None:
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row}{row.dtypes[0]}")
 def test_fewer_images(row: Row) -> None:
-    """The traffic and operations of one image and another are those of two; weights are counted once."""
+    """The traffic and operations of one image and another are those of two."""
     few = {n: row.images(n) for n in (1, 2, 3)}
     for name in row.passes:
         traffic = [few[n].bytes(name, 2) for n in (1, 2, 3)]
@@ -74,6 +75,13 @@ def test_fewer_images(row: Row) -> None:
         assert few[2].flops.get(name, 0.0) == pytest.approx(2 * few[1].flops.get(name, 0.0))
     assert row.images(row.shape[0]).bytes(row.passes[0], 2) == pytest.approx(row.bytes(row.passes[0], 2))
     assert few[2].shape == (2, *row.shape[1:])
+
+
+@pytest.mark.parametrize("conv", CONVS, ids=str)
+def test_convolution_of_fewer_images(conv: Conv) -> None:
+    """Its weights are read once, however many images there are."""
+    few = dataclasses.replace(conv, n=2).row()
+    assert conv.row().images(2).traffic == pytest.approx(few.traffic)
 
 
 def test_rows_of_the_cpu() -> None:

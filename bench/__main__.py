@@ -107,10 +107,7 @@ def main() -> int:
     stream = torch.cuda.Stream() if options.device == "cuda" else None
     with options.out.open("w") as out, torch.cuda.stream(stream):
         first = machine.describe(options.device)
-        if options.device == "cuda":
-            first["ceilings"] = machine.ceilings(options.device)
-        else:
-            first["ceilings"] = {str(t): machine.cpu_ceilings(t) for t in threads_of(options)}
+        first["ceilings"] = machine.ceilings(options.device, threads_of(options))
         found = {
             "layers": lambda: layer_records(options, end),
             "quick": lambda: layer_records(options, end),

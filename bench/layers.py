@@ -182,7 +182,7 @@ def measured(
             try:
                 found = errors(row, name, dtype, layout, device, 1e10 if device == "cpu" else 1e12)
             except Exception:  # fp64 may not fit; the times are wanted all the same
-                found = dict.fromkeys(records, {})
+                found = {by: {} for by in records}
             for contender, record in records.items():
                 record |= found[contender]
                 if device == "cpu":

@@ -143,9 +143,10 @@ def cpu_ceilings(threads: int) -> dict[str, float]:
     return found
 
 
-def ceilings(device: str) -> dict[str, float]:
-    """Bytes a second of a copy (read + written), operations a second by dtype."""
-    return _by_torch(device) if device == "cuda" else cpu_ceilings(torch.get_num_threads())
+def ceilings(device: str, threads: list[int]) -> dict[str, Any]:
+    """Bytes a second of a copy (read + written), operations a second by dtype; on a CPU of each number of
+    threads."""
+    return _by_torch(device) if device == "cuda" else {str(t): cpu_ceilings(t) for t in threads}
 
 
 def _by_torch(device: str) -> dict[str, float]:

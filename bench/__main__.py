@@ -4,6 +4,8 @@ python -m bench                          every row, on the GPU if there is one
 python -m bench --rows "max|unpool"      those whose names match
 python -m bench --out build/bench.jsonl --minutes 3
 python -m bench --suite quick            a few in seconds; exits with 1 if fastops fails in one
+python -m bench --by all                 beside them torch compiled, each backend alone, and so on
+python -m bench --suite all --minutes 8 --out build/bench       every suite, a file each
 """
 
 from __future__ import annotations
@@ -26,12 +28,14 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
 import torch
 
-from bench import host, layers, machine, memory, models, report, scaling
+from bench import contenders, host, layers, machine, memory, models, report, scaling
 from bench.rows import rows
 
 # One of each op, on a small image.
 QUICK = r"N\d+ (512→512|960→960|adaptive avg 2048×7|max 3×3|avg 2|unpool|2048×7|nearest 256|bilinear 21)"
-SUITES = ["layers", "quick", "host", "models", "memory", "scaling"]
+SUITES = ["layers", "quick", "host", "models", "memory", "scaling", "all"]
+# Of "all": the part of the time by which each must have ended. The last one has what is left.
+SHARES = {"layers": 0.5, "host": 0.6, "scaling": 0.7, "models": 0.85, "contenders": 1.0}
 
 
 def arguments() -> argparse.Namespace:
@@ -44,6 +48,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--dtypes", default="", help="such as bf16,fp32; default: the rows' first")
     parser.add_argument("--images", default="1,8", help="on the CPU: how many at once")
     parser.add_argument("--threads", default="", help="on the CPU: such as 1,2; default: torch's")
+    parser.add_argument(
+        "--by", default="fastops,torch", help="who: all, or such as inductor; see bench/contenders.py"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--round-seconds", type=float, default=0.01)
     parser.add_argument("--minutes", type=float, default=60.0, help="ends after the row that runs then")
@@ -90,6 +97,7 @@ def layer_records(options: argparse.Namespace, end: float) -> Iterator[dict[str,
         torch.set_num_threads(threads)
         yield from layers.measured(
             *(row, name, dtype, layout, options.device),
+            by=contenders.chosen(options.device, options.by),
             rounds=options.rounds,
             round_seconds=options.round_seconds,
             more=True,
@@ -98,42 +106,51 @@ def layer_records(options: argparse.Namespace, end: float) -> Iterator[dict[str,
             torch.cuda.empty_cache()
 
 
+def run(options: argparse.Namespace, suite: str, out: Path, first: dict[str, Any], end: float) -> list[Any]:
+    """One suite: its records into a file, its table to the screen."""
+    found, table = {
+        "layers": lambda: (layer_records(options, end), partial(report.table, first)),
+        "scaling": lambda: (
+            scaling.measured(options.device, threads_of(options), options.rounds, options.round_seconds, end),
+            partial(scaling.table, first),
+        ),
+        "host": lambda: (host.measured(options.device), host.table),
+        "models": lambda: (models.measured(options.device, end), models.table),
+        "memory": lambda: (memory.measured(options.device), memory.table),
+    }[{"quick": "layers", "contenders": "layers"}.get(suite, suite)]()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    records = []
+    with out.open("w") as file:
+        for record in itertools.chain([first], found):
+            file.write(json.dumps(record) + "\n")
+            file.flush()
+            records.append(record)
+    print("\n".join(table(records[1:])))
+    return records
+
+
 def main() -> int:
     options = arguments()
-    end = time.monotonic() + 60 * options.minutes
+    begin = time.monotonic()
+    seconds = 60 * options.minutes
     torch.backends.cudnn.benchmark = True
-    options.out.parent.mkdir(parents=True, exist_ok=True)
     # A stream of its own: CUDA graphs are not captured from the default one.
     stream = torch.cuda.Stream() if options.device == "cuda" else None
-    with options.out.open("w") as out, torch.cuda.stream(stream):
+    failed = False
+    with torch.cuda.stream(stream):
         first = machine.describe(options.device)
         first["ceilings"] = machine.ceilings(options.device, threads_of(options))
-        found = {
-            "layers": lambda: layer_records(options, end),
-            "quick": lambda: layer_records(options, end),
-            "scaling": lambda: scaling.measured(
-                options.device, threads_of(options), options.rounds, options.round_seconds
-            ),
-            "host": lambda: host.measured(options.device),
-            "models": lambda: models.measured(options.device, end),
-            "memory": lambda: memory.measured(options.device),
-        }[options.suite]()
-        records = []
-        for record in itertools.chain([first], found):
-            out.write(json.dumps(record) + "\n")
-            out.flush()
-            records.append(record)
-    tables = {
-        "layers": partial(report.table, first),
-        "quick": partial(report.table, first),
-        "scaling": partial(scaling.table, first),
-        "host": host.table,
-        "models": models.table,
-        "memory": memory.table,
-    }
-    print("\n".join(tables[options.suite](records[1:])))
-    failed = any(r.get("by") == "fastops" and "error" in r for r in records)
-    return int(failed and options.suite == "quick")
+        if options.suite != "all":
+            records = run(options, options.suite, options.out, first, begin + seconds)
+            failed = any(r.get("by") == "fastops" and "error" in r for r in records)
+            return int(failed and options.suite == "quick")
+        options.shuffle = True  # should the time end, no op has gone without
+        for suite, share in SHARES.items():
+            options.by = "all" if suite == "contenders" else "fastops,torch"
+            run(
+                options, suite, options.out.with_suffix("") / f"{suite}.jsonl", first, begin + share * seconds
+            )
+    return 0
 
 
 if __name__ == "__main__":

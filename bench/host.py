@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import fastops
-from bench.layers import FUNCTIONS
+from bench.contenders import FUNCTIONS
 from bench.measure import host_seconds
 
 LAYERS: dict[str, tuple[tuple[int, ...], Callable[[], nn.Module]]] = {

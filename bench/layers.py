@@ -1,23 +1,22 @@
-"""The suite of layers: each row, pass, dtype and layout, by fastops and by torch, in one breath."""
+"""The suite of layers: each row, pass, dtype and layout, by each contender, in one breath."""
 
 from __future__ import annotations
 
-import itertools
 import math
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-import fastops.functional
 from bench import machine, measure
+from bench.contenders import Contender
 from bench.measure import Time, Work
-from bench.rows import Row
+from bench.rows import TRAINING, Row
 
 LAYOUTS = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
 DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
-FUNCTIONS = {"fastops": fastops.functional, "torch": torch.nn.functional}
 
 
 def operands(row: Row, dtype: torch.dtype, memory_format: torch.memory_format, device: str) -> list[Tensor]:
@@ -44,44 +43,55 @@ def operands(row: Row, dtype: torch.dtype, memory_format: torch.memory_format, d
 
 def _wanted(row: Row, name: str, tensors: list[Tensor]) -> list[Tensor]:
     """What a pass differentiates with respect to."""
-    if name == "input_grad":
+    if name in ("input_grad", "forward"):
         return tensors[:1]
     floating = [t for t in tensors if t.is_floating_point()]
-    return floating[1:] if name == "weight_grad" else floating
+    image = name != "weight_grad" and ("input_grad" in row.passes or "weight_grad" not in row.passes)
+    return floating if image else floating[1:]
 
 
-def _work(
-    row: Row, name: str, functions: Any, sets: list[list[Tensor]], dtype: torch.dtype | None = None
+def work_of(
+    row: Row, name: str, by: Contender, sets: list[list[Tensor]], dtype: torch.dtype | None = None
 ) -> Work:
     """The pass as a call on the i-th set; incoming gradients are random numbers of dtype, the operands' own
     if None."""
-    if name == "inference":
+    call = by.forward(row)
 
-        def infer(i: int) -> Any:
-            with torch.no_grad():
-                return row.call(functions, sets[i])
+    def infer(i: int) -> Any:
+        with torch.no_grad():
+            return call(sets[i])
 
-        return infer
+    if name == "inference" or (name == "forward" and row.op != "max_pool2d"):
+        return by.within(infer)
+    wanted = [{id(t) for t in _wanted(row, name, tensors)} for tensors in sets]
+    leaves = [
+        [t.detach().requires_grad_(id(t) in ids) for t in tensors]
+        for tensors, ids in zip(sets, wanted, strict=True)
+    ]
+    if name == "forward":  # max pooling with the positions that a backward pass needs
+        return by.within(lambda i: call(leaves[i]))
     prepared: list[tuple[Tensor, list[Tensor], Tensor]] = []
-    leaves = []
-    for tensors in sets:
-        wanted = {id(t) for t in (_wanted(row, name, tensors) if name != "forward" else tensors[:1])}
-        leaves.append([t.detach().requires_grad_(id(t) in wanted) for t in tensors])
-    if name == "forward":
-        if row.op == "max_pool2d":  # with the positions that a backward pass needs
-            return lambda i: row.call(functions, leaves[i])
-        return _work(row, "inference", functions, sets)
-    for i, own in enumerate(leaves):
-        y = row.call(functions, own)
+
+    def prepare(i: int) -> None:
+        y = call(leaves[i])
         torch.manual_seed(i)  # the same for each contender
-        dy = torch.randn(y.shape, device=y.device).to(tensors[0].dtype if dtype is None else dtype)
-        prepared.append((y, [t for t in own if t.requires_grad], torch.empty_like(y).copy_(dy)))
+        dy = torch.randn(y.shape, device=y.device).to(sets[0][0].dtype if dtype is None else dtype)
+        differentiated = [t for t in leaves[i] if t.requires_grad]
+        prepared.append((y, differentiated, torch.empty_like(y).copy_(dy)))
+
+    prepare = by.within(prepare)
+    for i in range(len(sets)):
+        prepare(i)
 
     def differentiate(i: int) -> Any:
-        y, wanted, dy = prepared[i]
-        return torch.autograd.grad(y, wanted, dy, retain_graph=True)
+        y, differentiated, dy = prepared[i]
+        return torch.autograd.grad(y, differentiated, dy, retain_graph=True)
 
-    return differentiate
+    def train(i: int) -> Any:
+        _, differentiated, dy = prepared[i]
+        return torch.autograd.grad(call(leaves[i]), differentiated, dy)
+
+    return by.within(train if name == TRAINING else differentiate)
 
 
 def _difference(ours: Any, theirs: Any) -> float:
@@ -102,36 +112,25 @@ def _difference(ours: Any, theirs: Any) -> float:
 
 
 def errors(
-    row: Row, name: str, dtype: torch.dtype, layout: str, device: str, most: float
+    row: Row, name: str, dtype: torch.dtype, layout: str, device: str, most: float, by: list[Contender]
 ) -> dict[str, dict[str, float]]:
     """Each contender's ‖y − y64‖ / ‖y64‖, where y64 is torch's result on the same numbers in fp64; on as many
-    of the row's images as `most` operations allow."""
+    of the row's images as `most` operations allow. None of a contender that fails there."""
     images = row.shape[0]
-    while images > 1 and images / row.shape[0] * row.flops.get(name, 0.0) > most:
+    while images > 1 and images / row.shape[0] * row.operations(name) > most:
         images //= 2
     row = row.images(images)
     tensors = operands(row, dtype, LAYOUTS[layout], device)
     exact = [t.double() if t.is_floating_point() else t for t in tensors]
-    reference = _work(row, name, FUNCTIONS["torch"], [exact], dtype)(0)
-    return {
-        by: {"error_fp64": _difference(_work(row, name, functions, [tensors])(0), reference)}
-        for by, functions in FUNCTIONS.items()
-    }
-
-
-def peak_on_cpu(work: Work) -> dict[str, int]:
-    """The most bytes that a call holds at once of torch's allocator, results included, and what of it is
-    workspace. What a library takes from malloc is not seen."""
-    with torch.profiler.profile(
-        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
-    ) as profile:
-        result = work(0)
-    outputs = [result] if isinstance(result, Tensor) else list(result)
-    events = profile.profiler.kineto_results.events()  # type: ignore[union-attr]
-    changes = [(e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"]
-    held = list(itertools.accumulate(size for _, size in sorted(changes)))
-    most = max(0, *held) if held else 0
-    return {"peak": most, "workspace": max(0, most - sum(t.untyped_storage().nbytes() for t in outputs))}
+    found: dict[str, dict[str, float]] = {each.name: {} for each in by}
+    try:  # fp64 may not fit; the times are wanted all the same
+        reference = work_of(row, name, Contender("torch"), [exact], dtype)(0)
+        for each in by:
+            result = work_of(row, name, each, [tensors])(0)
+            found[each.name] = {"error_fp64": _difference(result, reference)}
+    except Exception:
+        pass
+    return found
 
 
 def measured(
@@ -141,11 +140,13 @@ def measured(
     layout: str,
     device: str,
     *,
+    by: list[Contender],
     rounds: int,
     round_seconds: float,
     more: bool = False,
 ) -> Iterator[dict[str, Any]]:
-    """One record per contender; with more: also the errors against fp64 and the memory."""
+    """One record per contender; with more: also the errors against fp64, the memory, and on a GPU the host's
+    time."""
     if device == "cuda":
         torch.backends.cudnn.allow_tf32 = row.tf32
     itemsize = dtype.itemsize
@@ -160,33 +161,37 @@ def measured(
         "dtype": "tf32" if row.tf32 else DTYPES[dtype],
         "layout": layout,
         "bytes": least,
-        "flops": row.flops.get(name, 0.0),
+        "flops": row.operations(name),
     }
     if device == "cpu":
         base["threads"] = torch.get_num_threads()
+    by = [each for each in by if each.serves(row)]
     works: dict[str, Work] = {}
-    records = {}
-    for contender, functions in FUNCTIONS.items():
-        records[contender] = base | {"by": contender}
+    records = {each.name: base | {"by": each.name} for each in by}
+    results: dict[str, Any] = {}
+    for each in by:
+        begin = time.perf_counter()
         try:
-            works[contender] = _work(row, name, functions, sets)
-            works[contender](0)
+            works[each.name] = work_of(row, name, each, sets)
+            results[each.name] = works[each.name](0)
+            measure.wait(device)
         except Exception as error:
-            records[contender]["error"] = f"{type(error).__name__}: {str(error)[:300]}"
-            works.pop(contender, None)
-    if len(works) == 2:
-        ours, theirs = (work(0) for work in works.values())
-        records["fastops"]["difference"] = _difference(ours, theirs)
-        del ours, theirs
-        if more:
-            try:
-                found = errors(row, name, dtype, layout, device, 1e10 if device == "cpu" else 1e12)
-            except Exception:  # fp64 may not fit; the times are wanted all the same
-                found = {by: {} for by in records}
-            for contender, record in records.items():
-                record |= found[contender]
-                if device == "cpu":
-                    record |= peak_on_cpu(works[contender])
+            records[each.name]["error"] = f"{type(error).__name__}: {str(error)[:300]}"
+            works.pop(each.name, None)
+        else:  # the first time, with all that is compiled, loaded and looked up then
+            records[each.name]["cold"] = time.perf_counter() - begin
+    for contender, result in results.items():
+        if contender != "torch" and "torch" in results:
+            records[contender]["difference"] = _difference(result, results["torch"])
+    results.clear()
+    if more:
+        for each, found in errors(
+            *(row, name, dtype, layout, device, 1e10 if device == "cpu" else 1e12),
+            [each for each in by if each.name in works],
+        ).items():
+            records[each] |= found | measure.memory(works[each], device)
+            if device == "cuda":
+                records[each]["host_seconds"] = measure.host_seconds(works[each], calls=20, rounds=3)
     timer = measure.on_gpu if device == "cuda" else measure.on_cpu
     try:
         times: dict[str, Time] = timer(works, len(sets), rounds=rounds, round_seconds=round_seconds)
@@ -196,6 +201,6 @@ def measured(
         times = {}
     for contender, record in records.items():
         if contender in times:
-            time = times[contender]
-            record |= {"seconds": time.seconds, "low": time.low, "high": time.high, "how": time.how}
+            t = times[contender]
+            record |= {"seconds": t.seconds, "low": t.low, "high": t.high, "how": t.how}
         yield record

@@ -9,6 +9,7 @@ the other contenders' data.
 from __future__ import annotations
 
 import gc
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -124,6 +125,35 @@ def on_cpu(
                     work((turn + i) % sets)
                 samples[name].append((time.perf_counter() - begin) / repeats[name])
     return {name: summary(s, "wall clock") for name, s in samples.items()}
+
+
+def wait(device: str) -> None:
+    """Until what was launched is done."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def memory(work: Work, device: str) -> dict[str, int]:
+    """The most bytes that a call holds at once of torch's allocator, results included (peak), and what of it
+    is not results (workspace). What a library takes from malloc is not seen."""
+    if device == "cuda":
+        wait(device)
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        result = work(0)
+        wait(device)
+        most = torch.cuda.max_memory_allocated() - before
+    else:
+        with torch.profiler.profile(
+            activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+        ) as profile:
+            result = work(0)
+        events = profile.profiler.kineto_results.events()  # type: ignore[union-attr]
+        changes = [(e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"]
+        held = list(itertools.accumulate(size for _, size in sorted(changes)))
+        most = max(0, *held) if held else 0
+    outputs = [result] if isinstance(result, torch.Tensor) else list(result or [])
+    return {"peak": most, "workspace": max(0, most - sum(t.untyped_storage().nbytes() for t in outputs))}
 
 
 def host_seconds(work: Work, calls: int = 200, rounds: int = 9) -> float:

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from bench.layers import DTYPES, FUNCTIONS, LAYOUTS, operands
+from bench import measure
+from bench.contenders import FUNCTIONS
+from bench.layers import DTYPES, LAYOUTS, operands
 from bench.rows import ROWS, Row
 
 
@@ -46,13 +48,11 @@ def peak(row: Row, functions: Any, dtype: torch.dtype, layout: str) -> int:
     tensors = _leaves(row, dtype, layout, "cuda")
     dy = torch.ones_like(row.call(functions, tensors))  # and whatever is allocated once
     wanted = [t for t in tensors if t.requires_grad]
-    torch.cuda.synchronize()
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    grads = torch.autograd.grad(row.call(functions, tensors), wanted, dy)
-    torch.cuda.synchronize()
-    del grads
-    return torch.cuda.max_memory_allocated() - before
+
+    def train(_: int) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(row.call(functions, tensors), wanted, dy)
+
+    return measure.memory(train, "cuda")["peak"]
 
 
 def measured(device: str) -> Iterator[dict[str, Any]]:

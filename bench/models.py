@@ -1,5 +1,5 @@
-"""The suite of models: training steps and inference of whole networks, by torch, converted to fastops, and
-converted with batch norms fused to what follows them.
+"""The suite of models: training steps and inference of whole networks, by torch, by torch compiled, converted
+to fastops, and converted with batch norms fused to what follows them; and the memory that each takes.
 
 The networks are those of tests/networks.py in their papers' widths, and a SegNet. Weights and images are
 random; bf16 throughout on a GPU, fp32 on the CPU, channels_last and contiguous.
@@ -63,6 +63,9 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], tuple[int, ...
 }
 
 
+BY = ("fastops", "fused", "torch", "inductor")
+
+
 def measured(device: str, end: float = math.inf) -> Iterator[dict[str, Any]]:
     """One record per model, layout, kind of run and contender; no new model after `end` (monotonic)."""
     timer = measure.on_gpu if device == "cuda" else measure.on_cpu
@@ -76,10 +79,13 @@ def measured(device: str, end: float = math.inf) -> Iterator[dict[str, Any]]:
         shape = on_gpu if device == "cuda" else on_cpu
         works: dict[str, dict[str, measure.Work]] = {"training": {}, "inference": {}}
         x = torch.randn(shape, device=device, dtype=dtype).contiguous(memory_format=memory_format)
-        for by in ("fastops", "fused", "torch"):
+        torch._dynamo.reset()
+        for by in BY:
             model = copy.deepcopy(original).to(device, dtype, memory_format=memory_format)
-            if by != "torch":
+            if by in ("fastops", "fused"):
                 fastops.convert(model, fuse=by == "fused")
+            if by == "inductor":
+                model.compile(dynamic=False)
 
             def train(_: int, model: nn.Module = model, x: Tensor = x) -> None:
                 model.train()
@@ -94,30 +100,47 @@ def measured(device: str, end: float = math.inf) -> Iterator[dict[str, Any]]:
             works["training"][by], works["inference"][by] = train, infer
         for kind, contenders in works.items():
             case = base | {"kind": kind, "images": shape[0]}
+            records = {by: case | {"by": by} for by in contenders}
+            for by, work in [*contenders.items()]:
+                begin = time.perf_counter()
+                try:
+                    work(0)
+                    measure.wait(device)
+                except Exception as error:  # such as a compiler that is not there
+                    records[by]["error"] = f"{type(error).__name__}: {str(error)[:300]}"
+                    del contenders[by]
+                    continue
+                records[by]["cold"] = time.perf_counter() - begin
+                records[by] |= measure.memory(work, device)
             try:
                 times = timer(contenders, 1, rounds=3, round_seconds=0.1)
             except Exception as error:
                 yield case | {"error": f"{type(error).__name__}: {str(error)[:300]}"}
                 continue
             for by, t in times.items():
-                yield case | {"by": by, "seconds": t.seconds, "low": t.low, "high": t.high, "how": t.how}
+                records[by] |= {"seconds": t.seconds, "low": t.low, "high": t.high, "how": t.how}
+            yield from records.values()
 
 
 def table(records: list[dict[str, Any]]) -> Iterator[str]:
-    """Markdown: one line per model, layout and kind."""
-    ours = [by for by in ("fastops", "fused") if any(r.get("by") == by for r in records)]
-    heads = ["model", "layout", "kind", *(f"{by} ms" for by in (*ours, "torch"))]
-    heads += ["ratio"] if len(ours) < 2 else [f"torch ÷ {by}" for by in ours]
+    """Markdown: one line per model, layout and kind; times, torch's over the others', peaks of memory."""
+    there = [by for by in BY if any(r.get("by") == by for r in records)]
+    held = [by for by in there if any("peak" in r for r in records)]
+    heads = ["model", "layout", "kind", *(f"{by} ms" for by in there)]
+    heads += [f"torch ÷ {by}" for by in there if by != "torch"] + [f"{by} peak MB" for by in held]
     yield f"| {' | '.join(heads)} |"
     yield "|---" * len(heads) + "|"
-    by: dict[tuple[str, ...], dict[str, float]] = {}
+    cases: dict[tuple[str, ...], dict[str, dict[str, Any]]] = {}
     for r in records:
-        if "error" in r:
-            cells = [r["model"], r.get("layout", ""), r.get("kind", ""), r["error"][:80]]
-            yield f"| {' | '.join(cells)} |" + " |" * (len(heads) - len(cells))
-            continue
-        by.setdefault((r["model"], r["layout"], r["kind"]), {})[r["by"]] = r["seconds"] * 1e3
-    for key, times in by.items():
-        cells = [*key, *(f"{times[name]:.2f}" for name in (*ours, "torch"))]
-        cells += [f"{times['torch'] / times[name]:.2f}" for name in ours]
-        yield f"| {' | '.join(cells)} |"
+        key = (r["model"], r.get("layout", ""), r.get("kind", ""))
+        if "by" in r:
+            cases.setdefault(key, {})[r["by"]] = r
+        else:
+            yield f"| {' | '.join([*key, r['error'][:80]])} |" + " |" * (len(heads) - 4)
+    for key, case in cases.items():
+        seconds = {by: r["seconds"] for by, r in case.items() if "seconds" in r}
+        cells = [f"{seconds[b] * 1e3:.2f}" if b in seconds else case[b].get("error", "")[:80] for b in there]
+        ratios = (seconds["torch"] / seconds[b] if {b, "torch"} <= {*seconds} else None for b in there)
+        cells += [f"{r:.2f}" if r else "" for r, b in zip(ratios, there, strict=True) if b != "torch"]
+        cells += [f"{case[by]['peak'] / 1e6:.0f}" if "peak" in case[by] else "" for by in held]
+        yield f"| {' | '.join([*key, *cells])} |"

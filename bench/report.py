@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import statistics
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,18 +35,40 @@ def believed(ours: Record, theirs: Record, ceilings: dict[str, Any]) -> bool:
 
 def pairs(records: list[Record]) -> Iterator[tuple[Record, Record, float | None]]:
     """fastops' and torch's record of each case, and torch's best time over the layouts."""
-    by: dict[tuple[str, ...], dict[str, Record]] = {}
+    by: dict[tuple[Any, ...], dict[str, Record]] = {}
     for r in records:
-        threads = str(r.get("threads", ""))
-        by.setdefault((r["row"], r["pass"], r["dtype"], threads, r["layout"]), {})[r["by"]] = r
-    best: dict[tuple[str, ...], float] = {}
+        by.setdefault(case_of(r), {})[r["by"]] = r
+    best: dict[tuple[Any, ...], float] = {}
     for key, both in by.items():
         seconds = both.get("torch", {}).get("seconds")
         if seconds:
             best[key[:4]] = min(seconds, best.get(key[:4], math.inf))
     for key, both in by.items():
-        if len(both) == 2:
+        if {"fastops", "torch"} <= {*both}:
             yield both["fastops"], both["torch"], best.get(key[:4])
+
+
+def others(records: list[Record]) -> dict[str, dict[tuple[Any, ...], Record]]:
+    """The records of the contenders beside fastops and torch, by name and case."""
+    found: dict[str, dict[tuple[Any, ...], Record]] = {}
+    for r in records:
+        if r["by"] not in ("fastops", "torch"):
+            found.setdefault(r["by"], {})[case_of(r)] = r
+    return found
+
+
+def case_of(r: Record) -> tuple[Any, ...]:
+    return r["row"], r["pass"], r["dtype"], r.get("threads"), r["layout"]
+
+
+def cold(records: list[Record]) -> str:
+    """What the first calls took, in words."""
+    by: dict[str, list[float]] = {}
+    for r in records:
+        if "cold" in r:
+            by.setdefault(r["by"], []).append(r["cold"])
+    each = (f"{name} {statistics.median(t) * 1e3:.1f} (at most {max(t) * 1e3:.0f})" for name, t in by.items())
+    return f"A case's first call with what prepares it, ms, the median: {', '.join(each)}." if by else ""
 
 
 def mean(ratios: list[float]) -> float:
@@ -81,9 +104,13 @@ def table(first: Record, records: list[Record]) -> Iterator[str]:
     threaded = any("threads" in r for r in records)
     heads = ["row", "pass", "dtype", "layout", *(["threads"] if threaded else [])]
     heads += ["fastops µs", "torch µs", "ratio", "to best layout"]
-    heads += ["of the roof", "torch's", "differ"]
+    heads += ["GB/s", "GFLOP/s", "of the roof", "torch's", "differ"]
     precise = any("error_fp64" in r for r in records)
     heads += ["error", "torch's error", "workspace MB", "torch's"] if precise else []
+    hosts = any("host_seconds" in r for r in records)
+    heads += ["host µs", "torch's"] if hosts else []
+    more = others(records)
+    heads += [f"{name} µs" for name in more]
     yield f"| {' | '.join(heads)} |"
     yield "|---" * len(heads) + "|"
     ratios = []
@@ -101,15 +128,27 @@ def table(first: Record, records: list[Record]) -> Iterator[str]:
         to_best = f"{best / a:.2f}" if best else ""
         differ = f"{ours['difference']:.0e}" if "difference" in ours else ""
         parts = [f"{'wrong: ' * (least > BELIEVED * s)}{100 * least / s:.0f} %" for s in (a, b)]
-        cells = [f"{a * 1e6:.1f}", f"{b * 1e6:.1f}", f"{times:.2f}", to_best, *parts, differ]
+        cells = [f"{a * 1e6:.1f}", f"{b * 1e6:.1f}", f"{times:.2f}", to_best]
+        cells += [f"{ours['bytes'] / a / 1e9:.1f}", f"{ours['flops'] / a / 1e9:.0f}" if ours["flops"] else ""]
+        cells += [*parts, differ]
         if precise:
             cells += [f"{r['error_fp64']:.1e}" if "error_fp64" in r else "" for r in (ours, theirs)]
             cells += [f"{r['workspace'] / 1e6:.1f}" if "workspace" in r else "" for r in (ours, theirs)]
+        if hosts:
+            cells += [f"{r['host_seconds'] * 1e6:.1f}" if "host_seconds" in r else "" for r in (ours, theirs)]
+        for found in more.values():
+            other = found.get(case_of(ours), {})
+            cells.append(
+                f"{other['seconds'] * 1e6:.1f}" if "seconds" in other else other.get("error", "")[:40]
+            )
         yield f"{head} {' | '.join(cells)} |"
     if ratios:
         yield ""
         below = sum(r < 1 for r in ratios)
         yield f"{len(ratios)} cases, geometric mean of the ratios {mean(ratios):.2f}, {below} below 1."
+    if line := cold(records):
+        yield ""
+        yield line
 
 
 def summary(first: Record, records: list[Record], by_dtype: bool = False) -> Iterator[str]:
@@ -152,6 +191,8 @@ weight gradients of two contiguous rows (64→256 1×1 and N1 64→64 3×3: hopp
 31×31 has got kernels on tensor cores ([tuning-log.md](tuning-log.md)).
 
 ![The ratio of every case](performance.png)
+
+![Every case under the roofs](performance-roofline.png)
 """
 
 
@@ -161,7 +202,9 @@ share; torch with the oneDNN that it brings. The wall clock; data that the cache
 takes from malloc. *wrong*: more than 10 % beyond what this run's copy or products reached; such a case does
 not count as a win.
 
-![The ratio of every case on the CPU](performance-cpu.png)""".splitlines()
+![The ratio of every case on the CPU](performance-cpu.png)
+
+![Every case with two threads under the roofs](performance-roofline-cpu.png)""".splitlines()
 
 
 def document() -> Iterator[str]:
@@ -230,6 +273,53 @@ def draw(first: Record, records: list[Record], path: Path, where: str) -> None:
     figure.savefig(path, dpi=110)
 
 
+def draw_roofline(first: Record, records: list[Record], path: Path) -> None:
+    """Operations a second over operations a byte under the roofs, and bytes a second of what only moves
+    bytes, of both contenders; on a CPU with the most threads."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    records = [r for r in records if "seconds" in r]
+    ceilings = first["ceilings"]
+    if any("threads" in r for r in records):
+        most = max(r["threads"] for r in records)
+        records, ceilings = [r for r in records if r["threads"] == most], ceilings[str(most)]
+    figure, (products, moves) = pyplot.subplots(1, 2, figsize=(11, 4.5))
+    for by, colour, marker in (("torch", "tab:orange", "x"), ("fastops", "tab:green", ".")):
+        own = [r for r in records if r["by"] == by]
+        worked, moved = ([r for r in own if bool(r["flops"]) == wanted] for wanted in (True, False))
+        style = dict(color=colour, marker=marker, s=18, linewidths=0.8, label=by)
+        products.scatter(
+            [r["flops"] / r["bytes"] for r in worked],
+            [r["flops"] / r["seconds"] / 1e9 for r in worked],
+            **style,
+        )
+        moves.scatter(
+            [r["bytes"] / 1e6 for r in moved], [r["bytes"] / r["seconds"] / 1e9 for r in moved], **style
+        )
+    reach = [r["flops"] / r["bytes"] for r in records if r["flops"]]
+    for dtype in dict.fromkeys(r["dtype"] for r in records):
+        corner = ceilings[dtype] / ceilings["copy"]
+        x = sorted({min(reach), min(max(corner, min(reach)), max(reach)), max(reach)})
+        y = [min(ceilings["copy"] * v, ceilings[dtype]) / 1e9 for v in x]
+        products.plot(x, y, linewidth=0.8, label=f"roof, {dtype}")
+    moves.axhline(ceilings["copy"] / 1e9, color="black", linewidth=0.8, label="copy")
+    products.set_xlabel("operations / byte, at least")
+    products.set_ylabel("GFLOP/s")
+    products.set_title("convolution")
+    moves.set_xlabel("MB moved, at least")
+    moves.set_ylabel("GB/s")
+    moves.set_title("what only moves bytes")
+    for axes in (products, moves):
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
 def draw_scaling(first: Record, records: list[Record], path: Path) -> None:
     """A field per pass and thing that grows: both contenders, and the floor."""
     import matplotlib
@@ -266,6 +356,8 @@ def main() -> None:
     (DOCS / "performance.md").write_text("\n".join(document()) + "\n")
     draw(*read("h200-layers.jsonl"), DOCS / "performance.png", "NVIDIA H200")
     draw(*read("cpu-layers.jsonl"), DOCS / "performance-cpu.png", "AMD Zen 4, one and two threads")
+    draw_roofline(*read("h200-layers.jsonl"), DOCS / "performance-roofline.png")
+    draw_roofline(*read("cpu-layers.jsonl"), DOCS / "performance-roofline-cpu.png")
     draw_scaling(*read("cpu-scaling.jsonl"), DOCS / "performance-scaling.png")
 
 

@@ -17,11 +17,8 @@ from torch import Tensor
 Shape = tuple[int, ...]
 Call = Callable[[Any, list[Tensor]], Tensor]
 
-CONV, TRAINED, GRADIENT = (
-    ("forward", "input_grad", "weight_grad"),
-    ("forward", "backward"),
-    ("forward", "backward"),
-)
+TRAINING = "training"  # a forward and a backward pass with all gradients
+CONV, GRADIENT = ("forward", "input_grad", "weight_grad"), ("forward", "backward")
 BF16, FP32 = torch.bfloat16, torch.float32
 
 
@@ -47,8 +44,19 @@ class Row:
     def __str__(self) -> str:
         return f"{self.network} N{self.shape[0]} {self.text}" + (" TF32" if self.tf32 else "")
 
+    def parts(self, name: str) -> tuple[str, ...]:
+        """The passes that a pass consists of."""
+        return (
+            tuple(p for p in self.passes if p not in (TRAINING, "inference")) if name == TRAINING else (name,)
+        )
+
+    def operations(self, name: str) -> float:
+        return sum(self.flops.get(part, 0.0) for part in self.parts(name))
+
     def bytes(self, name: str, itemsize: int) -> float:
         """The least that a pass must move."""
+        if name == TRAINING:
+            return sum(self.bytes(part, itemsize) for part in self.parts(name))
         return self.traffic[name] * itemsize + (0.0 if name == "inference" else self.positions)
 
     def images(self, n: int, **changes: Any) -> Row:
@@ -122,7 +130,7 @@ class Conv:
             self.text,
             "conv2d",
             (self.n, self.c, self.size, self.size),
-            CONV if self.c > 4 else ("forward", "weight_grad"),
+            (*(CONV if self.c > 4 else ("forward", "weight_grad")), TRAINING),
             lambda F, t: F.conv2d(*t, **options),
             operands,
             traffic=traffic,
@@ -144,6 +152,7 @@ CONVS = [
     Conv("ResNet-50", 8, 64, 64, 3, 56),
     Conv("VGG-16", 64, 64, 64, 3, 224),
     Conv("VGG-16", 64, 256, 256, 3, 56),
+    Conv("VGG-16", 64, 256, 256, 3, 56, bias=True),
     Conv("VGG-16", 64, 256, 256, 3, 56, tf32=True, **STRICT),
     Conv("VGG-16", 64, 256, 256, 3, 56, **STRICT),
     Conv("U-Net", 8, 128, 64, 3, 512, bias=True),
@@ -172,7 +181,9 @@ def _resampling(
     x, y = math.prod(shape), math.prod(shape[:2]) * math.prod(out)
     more.setdefault("positions", {"max_pool2d": 1.0 * y, "max_unpool2d": 8.0 * x}.get(op, 0.0))
     traffic = dict.fromkeys((*GRADIENT, "inference"), float(x + y))
-    return Row(network, text, op, shape, more.pop("passes", GRADIENT), call, traffic=traffic, **more)
+    return Row(
+        network, text, op, shape, more.pop("passes", (*GRADIENT, TRAINING)), call, traffic=traffic, **more
+    )
 
 
 def _batch_norm(network: str, n: int, c: int, size: int, *, relu: bool = False, add: bool = False) -> Row:
@@ -191,7 +202,9 @@ def _batch_norm(network: str, n: int, c: int, size: int, *, relu: bool = False, 
         operands["residual"] = (n, c, size, size)
     text = f"{c}×{size}²" + (" + add" if add else "") + (" + ReLU" if relu else "")
     traffic = {"forward": (4 if add else 3) * x, "backward": (7 if add else 5) * x}
-    return Row(network, text, "batch_norm", (n, c, size, size), TRAINED, call, operands, traffic)
+    return Row(
+        network, text, "batch_norm", (n, c, size, size), (*GRADIENT, TRAINING), call, operands, traffic
+    )
 
 
 def _unpool(F: Any, t: list[Tensor]) -> Tensor:
@@ -206,12 +219,12 @@ ROWS: list[Row] = [
             (
                 *("ResNet-50", "max 3×3 s2 64×112²", "max_pool2d", (256, 64, 112, 112), (56, 56)),
                 lambda F, t: F.max_pool2d(t[0], 3, 2, 1),
-                dict(passes=("inference", "forward", "backward")),
+                dict(passes=("inference", *GRADIENT, TRAINING)),
             ),
             (
                 *("VGG-16", "max 2×2 s2 64×224²", "max_pool2d", (64, 64, 224, 224), (112, 112)),
                 lambda F, t: F.max_pool2d(t[0], 2),
-                dict(passes=("inference", "forward", "backward")),
+                dict(passes=("inference", *GRADIENT, TRAINING)),
             ),
             (
                 *("DenseNet", "avg 2×2 s2 256×56²", "avg_pool2d", (128, 256, 56, 56), (28, 28)),
@@ -268,24 +281,15 @@ ROWS: list[Row] = [
 ]
 
 
-# Those that a CPU is measured with, on fewer images.
-ON_CPU = {
-    *(str(CONVS[i]) for i in (0, 1, 2, 3, 4, 5, 8, 22, 25)),
-    "ResNet-50 N256 max 3×3 s2 64×112²",
-    "VGG-16 N64 max 2×2 s2 64×224²",
-    "DenseNet N128 avg 2×2 s2 256×56²",
-    "ResNet-50 N256 adaptive avg 2048×7²→1",
-    "SegNet N8 unpool 64×180×240→360×480",
-    "ResNet-50 N256 64×112²",
-    "ResNet-50 N256 2048×7²",
-    "FPN N2 nearest 256×100×152 ×2",
-    "DeepLab N8 bilinear 21×129²→513²",
-}
-
-
 def rows(device: str, images: list[int]) -> list[Row]:
-    """The rows of a device; on the CPU at each number of images."""
+    """The rows of a device; on the CPU at each number of images, without those of TF32 and those of more than
+    8 GFLOP or 50 million elements an image."""
     if device == "cuda":
         return ROWS
-    few = [row for row in ROWS if str(row) in ON_CPU]
-    return [row.images(n, dtypes=(FP32, BF16)) for n in images for row in few]
+    one = [row.images(1, dtypes=(FP32, BF16)) for row in ROWS if not row.tf32]
+    few = {
+        str(row): row
+        for row in one
+        if row.operations("forward") <= 8e9 and max(row.bytes(p, 1) for p in row.parts(TRAINING)) <= 5e7
+    }
+    return [row.images(n) for n in images for row in few.values()]

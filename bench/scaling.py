@@ -3,12 +3,14 @@ threads, the floor beside; a 3×3 convolution of 64 channels with one of them ch
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 
-from bench import layers, report
+from bench import contenders, layers, report
 from bench.rows import BF16, CONV, FP32, Conv, Row
 
 
@@ -29,9 +31,10 @@ def points(device: str) -> list[tuple[str, int, Row]]:
 
 
 def measured(
-    device: str, threads: list[int], rounds: int, round_seconds: float, layout: str = "NHWC"
+    device: str, threads: list[int], rounds: int, round_seconds: float, end: float = math.inf
 ) -> Iterator[dict[str, Any]]:
-    """One record per point, pass and contender."""
+    """One record per point, pass and contender, in channels_last; none after `end` (monotonic)."""
+    by = contenders.chosen(device, "")
     cases = [(axis, value, row, threads[-1]) for axis, value, row in points(device)]
     if device == "cpu":
         row = Conv("scaling", 4, 64, 64, 3, 56, dtype=FP32).row()
@@ -39,8 +42,13 @@ def measured(
     for axis, value, row, count in cases:
         torch.set_num_threads(count)
         for name in CONV:
+            if time.monotonic() > end:
+                return
             for record in layers.measured(
-                *(row, name, row.dtypes[0], layout, device), rounds=rounds, round_seconds=round_seconds
+                *(row, name, row.dtypes[0], "NHWC", device),
+                by=by,
+                rounds=rounds,
+                round_seconds=round_seconds,
             ):
                 yield {"suite": "scaling", "axis": axis, "value": value} | record
 

@@ -61,9 +61,7 @@ for name in ${STAGES:-build smoke primitives conformance large sanitizer benchma
       done
       ;;
     benchmark)
-      for suite in layers host models scaling; do
-        stage "bench-$suite" 900 "$python" -m bench --suite $suite --out "$out/$suite.jsonl"
-      done
+      stage bench 560 "$python" -m bench --suite all --minutes 8 --out "$out/bench"
       ;;
     *) echo "no stage $name" && exit 2 ;;
   esac

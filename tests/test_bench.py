@@ -5,20 +5,23 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import types
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 import fastops
-from bench import compare, layers, machine, measure, memory, report
-from bench.rows import CONVS, ON_CPU, ROWS, Conv, Row, rows
+from bench import compare, contenders, layers, machine, measure, memory, report
+from bench.rows import CONVS, ROWS, Conv, Row, rows
 
 
 def test_rows_have_names_of_their_own() -> None:
     names = [str(row) + str(row.dtypes[0]) for row in ROWS]
     assert len({*names}) == len(ROWS) == len(names)
-    assert all(row.traffic[p] > 0 for row in ROWS for p in row.passes)
+    assert all(row.bytes(p, 1) > 0 for row in ROWS for p in row.passes)
 
 
 @pytest.mark.parametrize("conv", CONVS, ids=str)
@@ -42,16 +45,83 @@ def test_operations_of_a_convolution(conv: Conv) -> None:
     ids=["gradient", "with bias"],
 )
 def test_a_measurement(row: object, name: str) -> None:
-    found = list(layers.measured(row, name, torch.bfloat16, "NHWC", "cpu", rounds=2, round_seconds=1e-4))  # type: ignore[arg-type]
+    by = contenders.chosen("cpu", "")
+    found = list(
+        layers.measured(
+            row, name, torch.bfloat16, "NHWC", "cpu", by=by, rounds=2, round_seconds=1e-4, more=True
+        )
+    )
     assert [r["by"] for r in found] == ["fastops", "torch"]
     for record in found:
         assert "error" not in record and 0 < record["low"] <= record["seconds"] <= record["high"]
+        assert record["cold"] > 0 and record["peak"] >= record["workspace"] and record["error_fp64"] < 0.02
     assert found[0]["difference"] < 0.02
+
+
+def test_training_is_all_its_passes() -> None:
+    """Of an image that needs no gradient, without it; the least cost is the sum."""
+    for c, gradients in ((8, ["x", "w", "b"]), (3, ["w", "b"])):
+        row = Conv("", 1, c, 8, 3, 8, bias=True).row()
+        operands = layers.operands(row, torch.float32, torch.contiguous_format, "cpu")
+        found = layers.work_of(row, "training", contenders.Contender("torch"), [operands])(0)
+        shapes = {"x": row.shape} | row.operands
+        assert [t.shape for t in found] == [shapes[name] for name in gradients]
+        parts = [p for p in row.passes if p != "training"]
+        assert row.bytes("training", 4) == sum(row.bytes(p, 4) for p in parts)
+        assert row.operations("training") == len(parts) * row.operations("forward")
+
+
+def test_contenders() -> None:
+    """The two of each row; those that are named; those that a row has a function for."""
+    assert [each.name for each in contenders.chosen("cpu", "")] == ["fastops", "torch"]
+    assert [each.name for each in contenders.chosen("cpu", "all")] == ["fastops", "torch", "inductor"]
+    assert {"fastops cuda", "fastops triton", "torch, heuristics"} <= {*contenders.every("cuda")}
+    with pytest.raises(ValueError, match="no contender"):
+        contenders.chosen("cpu", "MKL")
+    one = contenders.Contender("one", types.SimpleNamespace(conv2d=None))
+    assert [one.serves(row) for row in ROWS] == [row.op == "conv2d" for row in ROWS]
+
+
+def test_what_is_set_around_a_call() -> None:
+    """In each call of a work, and no longer; the setting of before comes back."""
+    row = Conv("", 1, 8, 8, 3, 8).row()
+    operands = layers.operands(row, torch.float32, torch.contiguous_format, "cpu")
+    seen = []
+
+    def conv2d(*args: Tensor, **options: Any) -> Tensor:
+        seen.append(torch.backends.cudnn.benchmark)
+        return torch.nn.functional.conv2d(*args, **options)
+
+    by = dataclasses.replace(
+        contenders.every("cuda")["torch, heuristics"], functions=types.SimpleNamespace(conv2d=conv2d)
+    )
+    with torch.backends.cudnn.flags(benchmark=True):
+        layers.work_of(row, "training", by, [operands])(0)
+        assert seen == [False, False] and torch.backends.cudnn.benchmark
+
+
+def test_other_contenders_have_columns() -> None:
+    first = {"device": "", "torch": "", "commit": "", "ceilings": {"2": {"copy": 1.0, "fp32": 1.0}}}
+    base = {"row": "", "op": "conv2d", "pass": "", "dtype": "fp32", "layout": "", "threads": 2}
+    base |= {"bytes": 1.0, "flops": 0.5, "seconds": 2.0, "cold": 3.0}
+    lines = [*report.table(first, [base | {"by": by} for by in ("fastops", "torch", "x")])]
+    assert "x µs" in lines[2] and lines[4].endswith("| 2000000.0 |") and "x 3000.0" in lines[-1]
 
 
 def test_a_row_that_fails_is_a_row() -> None:
     row = Conv("", 1, 8, 8, 3, 8, groups=3).row()
-    found = list(layers.measured(row, "forward", torch.bfloat16, "NCHW", "cpu", rounds=1, round_seconds=1e-4))
+    found = list(
+        layers.measured(
+            row,
+            "forward",
+            torch.bfloat16,
+            "NCHW",
+            "cpu",
+            by=contenders.chosen("cpu", ""),
+            rounds=1,
+            round_seconds=1e-4,
+        )
+    )
     assert all("error" in r and "seconds" not in r for r in found)
     first = {"device": "", "torch": "", "commit": "", "ceilings": {"1": {"copy": 1.0, "bf16": 1.0}}}
     assert "Error" in "\n".join(report.table(first, found))
@@ -72,7 +142,7 @@ def test_fewer_images(row: Row) -> None:
     for name in row.passes:
         traffic = [few[n].bytes(name, 2) for n in (1, 2, 3)]
         assert traffic[2] - traffic[1] == pytest.approx(traffic[1] - traffic[0])
-        assert few[2].flops.get(name, 0.0) == pytest.approx(2 * few[1].flops.get(name, 0.0))
+        assert few[2].operations(name) == pytest.approx(2 * few[1].operations(name))
     assert row.images(row.shape[0]).bytes(row.passes[0], 2) == pytest.approx(row.bytes(row.passes[0], 2))
     assert few[2].shape == (2, *row.shape[1:])
 
@@ -85,7 +155,10 @@ def test_convolution_of_fewer_images(conv: Conv) -> None:
 
 
 def test_rows_of_the_cpu() -> None:
-    assert len(rows("cpu", [1, 8])) == 2 * len(ON_CPU)
+    """Each once, whatever its number of images on a GPU and its dtypes there."""
+    found = rows("cpu", [1, 8])
+    assert len({*map(str, found)}) == len(found) > 60 and not any(row.tf32 for row in found)
+    assert {row.op for row in found} == {row.op for row in ROWS}
     assert rows("cuda", [1]) == ROWS
 
 
@@ -94,12 +167,14 @@ def test_errors_against_fp64() -> None:
     row = Conv("", 4, 8, 8, 3, 8).row()
     for dtype, most in ((torch.float32, 1e-6), (torch.bfloat16, 1e-2)):
         for name in ("forward", "input_grad", "weight_grad"):
-            found = layers.errors(row, name, dtype, "NHWC", "cpu", row.flops[name] / 2)
+            found = layers.errors(
+                row, name, dtype, "NHWC", "cpu", row.flops[name] / 2, contenders.chosen("cpu", "")
+            )
             assert all(most / 1e3 < found[by]["error_fp64"] < most for by in ("fastops", "torch"))
 
 
 def test_memory_of_a_call() -> None:
-    held = layers.peak_on_cpu(lambda _: torch.ones(1000) + torch.ones(1000))
+    held = measure.memory(lambda _: torch.ones(1000) + torch.ones(1000), "cpu")
     assert held == {"peak": 12000, "workspace": 8000}
 
 

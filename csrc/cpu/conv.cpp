@@ -8,9 +8,12 @@
 //   padding), and nothing is gathered; the weights are packed into panels B[k][o], k over (tap, channel).
 //
 // The input gradient is the same problem with source and result exchanged, once per stride phase.
+#include <algorithm>
+
 #include "../conv.h"
 #include "conv_depthwise.h"
 #include "conv_weights.h"
+#include "conv_winograd.h"
 #include "dispatch.h"
 #include "gemm.h"
 #include "parallel.h"
@@ -89,10 +92,20 @@ Workspace workspace(const TapConv& t) {
 }
 
 template <typename T>
-int64_t workspace_bytes(const TapConv& t, int threads) {
+int64_t direct_elements(const TapConv& t, int threads) {
   const Workspace w = workspace<T>(t);
-  return (round_up(w.bias, 16) + round_up(w.weights, 16) + threads * round_up(w.scratch, 16)) *
-         static_cast<int64_t>(sizeof(Acc<T>));
+  return round_up(w.bias, 16) + round_up(w.weights, 16) + threads * round_up(w.scratch, 16);
+}
+// What Winograd wants beside it: U, a mark for each tile row, scratch memory of each thread.
+inline int64_t winograd_elements(const TapConv& t, const WinogradShape& s, int threads) {
+  return t.p->groups * s.weights + round_up(t.p->n * s.tile_rows, 64) / 4 + threads * round_up(s.scratch, 16);
+}
+
+template <typename T>
+int64_t workspace_bytes(const TapConv& t, int threads) {
+  int64_t elements = direct_elements<T>(t, threads);
+  if (winograd_serves<T>(t)) elements += winograd_elements(t, winograd_shape(t, tap_axes(t, 0)), threads);
+  return elements * static_cast<int64_t>(sizeof(Acc<T>));
 }
 
 // ---- one call ------------------------------------------------------------------------------------
@@ -295,26 +308,21 @@ void row_tile(const Call<T>& call, const TapAxes& a, const Acc<T>* weights, int6
 
 // ---- both ----------------------------------------------------------------------------------------
 
+// marks: null, or of each image's pairs of result rows which ones are wanted.
 template <typename T>
-void run(const TapConv& t, const T* source, const T* w, const T* bias, T* result, Acc<T>* memory,
-         int threads) {
+void run_direct(const Call<T>& call, const T* w, Acc<T>* memory, const uint8_t* marks, int threads) {
   using A = Acc<T>;
+  const TapConv& t = call.t;
   const Workspace sizes = workspace<T>(t);
-  A* padded_bias = memory;
-  A* packed = padded_bias + round_up(sizes.bias, 16);
+  A* packed = memory + round_up(sizes.bias, 16);
   A* scratch = packed + round_up(sizes.weights, 16);
-
-  const int64_t padded = round_up(t.outer, kTileColumns<A>);
-  for (int64_t i = 0; i < t.p->groups * padded; ++i)
-    padded_bias[i] =
-        bias != nullptr && i % padded < t.outer ? to_acc(bias[i / padded * t.outer + i % padded]) : A(0);
-  const Call<T> call = {t, source, result, padded_bias, padded};
+  const bool last = t.p->channels_last;
 
   int64_t weights_before = 0;
   for (int64_t phase = 0; phase < phases(t); ++phase) {
     const TapAxes a = tap_axes(t, phase);
     const int64_t depth = tap_count(a) * t.inner, positions = grid_size(a);
-    const int64_t group_size = depth * (t.p->channels_last ? padded : t.outer);
+    const int64_t group_size = depth * (last ? call.channels_stride : t.outer);
     const bool as_they_are = weights_as_they_are<T>(t);
     const A* weights = as_they_are ? reinterpret_cast<const A*>(w) : packed + weights_before;
     if (positions == 0) continue;
@@ -327,22 +335,84 @@ void run(const TapConv& t, const T* source, const T* w, const T* bias, T* result
       });
     }
     const Division div = divide<T>(t, a);
-    const bool last = t.p->channels_last;
-    const int64_t range = last ? t.p->n * positions : positions, images = last ? 1 : t.p->n;
-    const int64_t tiles = ceil_div(range, div.tile), tasks = images * t.p->groups * tiles * div.parts;
-    parallel_for(threads, tasks, div.tile * div.channels * imax(depth, 1) / 8, [&](int64_t task, int slot) {
-      const int64_t part = task % div.parts, tile = task / div.parts % tiles,
-                    g = task / div.parts / tiles % t.p->groups, n = task / div.parts / tiles / t.p->groups;
-      const int64_t begin = tile * div.tile, end = imin(begin + div.tile, range);
+    // Positions [begin, end) of image n (channels_last: counted over all images).
+    const auto compute = [&](int64_t n, int64_t g, int64_t begin, int64_t end, int64_t part, int slot) {
       const int64_t o0 = part * div.channels, o1 = imin(o0 + div.channels, t.outer);
       A* mine = scratch + slot * round_up(sizes.scratch, 16);
       if (last)
         row_tile(call, a, weights + g * group_size, g, begin, end, o0, o1, mine, mine + sizes.sums);
       else
         plane_tile(call, a, weights + g * group_size, n, g, begin, end, o0, o1, mine, mine + sizes.sums);
+    };
+    const int64_t work = div.channels * imax(depth, 1) / 8;
+    if (marks != nullptr) {
+      const int64_t pair = 2 * a.w.grid, pairs = ceil_div(positions, pair);
+      parallel_for(threads, t.p->n * pairs, pair * work, [&](int64_t task, int slot) {
+        if (marks[task] == 0) return;
+        const int64_t n = task / pairs, image = last ? n * positions : 0;
+        const int64_t end = imin((task % pairs + 1) * pair, positions);
+        for (int64_t at = task % pairs * pair; at < end; at += div.tile)
+          for (int64_t g = 0; g < t.p->groups; ++g)
+            for (int64_t part = 0; part < div.parts; ++part)
+              compute(n, g, image + at, image + imin(at + div.tile, end), part, slot);
+      });
+      continue;
+    }
+    const int64_t range = last ? t.p->n * positions : positions, images = last ? 1 : t.p->n;
+    const int64_t tiles = ceil_div(range, div.tile), tasks = images * t.p->groups * tiles * div.parts;
+    parallel_for(threads, tasks, div.tile * work, [&](int64_t task, int slot) {
+      const int64_t part = task % div.parts, tile = task / div.parts % tiles,
+                    g = task / div.parts / tiles % t.p->groups, n = task / div.parts / tiles / t.p->groups;
+      compute(n, g, tile * div.tile, imin((tile + 1) * div.tile, range), part, slot);
     });
     weights_before += t.p->groups * group_size;
   }
+}
+
+template <typename T>
+void run_winograd(const Call<T>& call, const T* w, float* direct, float* memory, int threads) {
+  const TapConv& t = call.t;
+  const TapAxes a = tap_axes(t, 0);
+  const WinogradShape s = winograd_shape(t, a);
+  const int64_t rows = t.p->n * s.tile_rows;
+  float* u = memory;
+  uint8_t* marks = reinterpret_cast<uint8_t*>(u + t.p->groups * s.weights);
+  float* scratch = u + t.p->groups * s.weights + round_up(rows, 64) / 4;
+
+  const int64_t block = kTileColumns<float>, blocks = ceil_div(t.outer, block);
+  parallel_for(threads, t.p->groups * blocks, block * t.inner * 16, [&](int64_t task, int) {
+    const int64_t g = task / blocks, o = task % blocks * block;
+    winograd_weights(t, a, s, w + weight_group(t, g), o, imin(o + block, t.outer), u + g * s.weights);
+  });
+  std::fill(marks, marks + rows, uint8_t{0});
+  const Winograd<T> winograd = {t, a, s, call.source, call.result, call.bias, call.channels_stride, marks};
+  const bool last = t.p->channels_last;
+  const int64_t tiles = s.tile_rows * s.tile_columns * (last ? t.p->n : 1);
+  const int64_t tasks = (last ? 1 : t.p->n) * t.p->groups * s.blocks * s.parts;
+  parallel_for(threads, tasks, s.tiles * s.outer * t.inner * 2, [&](int64_t task, int slot) {
+    const int64_t part = task % s.parts, tile = task / s.parts % s.blocks,
+                  g = task / s.parts / s.blocks % t.p->groups, n = task / s.parts / s.blocks / t.p->groups;
+    winograd.block(n, g, tile * s.tiles, imin((tile + 1) * s.tiles, tiles), part * s.outer,
+                   imin((part + 1) * s.outer, t.outer), u + g * s.weights,
+                   scratch + slot * round_up(s.scratch, 16));
+  });
+  if (std::any_of(marks, marks + rows, [](uint8_t mark) { return mark != 0; }))
+    run_direct(call, w, direct, marks, threads);
+}
+
+template <typename T>
+void run(const TapConv& t, const T* source, const T* w, const T* bias, T* result, Acc<T>* memory,
+         int threads) {
+  using A = Acc<T>;
+  const int64_t padded = round_up(t.outer, kTileColumns<A>);
+  for (int64_t i = 0; i < t.p->groups * padded; ++i)
+    memory[i] =
+        bias != nullptr && i % padded < t.outer ? to_acc(bias[i / padded * t.outer + i % padded]) : A(0);
+  const Call<T> call = {t, source, result, memory, padded};
+  if constexpr (std::is_same<A, float>::value)
+    if (winograd_serves<T>(t))
+      return run_winograd(call, w, memory, memory + direct_elements<T>(t, threads), threads);
+  run_direct(call, w, memory, nullptr, threads);
 }
 
 void run_typed(const ConvParams& p, bool input_grad, const void* source, const void* w, const void* bias,

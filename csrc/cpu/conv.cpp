@@ -12,6 +12,7 @@
 
 #include "../conv.h"
 #include "conv_depthwise.h"
+#include "conv_inside.h"
 #include "conv_weights.h"
 #include "conv_winograd.h"
 #include "dispatch.h"
@@ -379,20 +380,18 @@ void run_winograd(const Call<T>& call, const T* w, float* direct, float* memory,
   uint8_t* marks = reinterpret_cast<uint8_t*>(u + t.p->groups * s.weights);
   float* scratch = u + t.p->groups * s.weights + round_up(rows, 64) / 4;
 
-  const int64_t block = kTileColumns<float>, blocks = ceil_div(t.outer, block);
+  // Whole panels: what is beyond the last channel is zero.
+  const int64_t block = kLanes<float>, blocks = round_up(t.outer, kTileColumns<float>) / block;
   parallel_for(threads, t.p->groups * blocks, block * t.inner * 16, [&](int64_t task, int) {
-    const int64_t g = task / blocks, o = task % blocks * block;
-    winograd_weights(t, a, s, w + weight_group(t, g), o, imin(o + block, t.outer), u + g * s.weights);
+    const int64_t g = task / blocks;
+    winograd_weights(t, a, s, w + weight_group(t, g), task % blocks * block, u + g * s.weights);
   });
   std::fill(marks, marks + rows, uint8_t{0});
   const Winograd<T> winograd = {t, a, s, call.source, call.result, call.bias, call.channels_stride, marks};
-  const bool last = t.p->channels_last;
-  const int64_t tiles = s.tile_rows * s.tile_columns * (last ? t.p->n : 1);
-  const int64_t tasks = (last ? 1 : t.p->n) * t.p->groups * s.blocks * s.parts;
+  const int64_t tiles = rows * s.tile_columns, tasks = t.p->groups * s.blocks * s.parts;
   parallel_for(threads, tasks, s.tiles * s.outer * t.inner * 2, [&](int64_t task, int slot) {
-    const int64_t part = task % s.parts, tile = task / s.parts % s.blocks,
-                  g = task / s.parts / s.blocks % t.p->groups, n = task / s.parts / s.blocks / t.p->groups;
-    winograd.block(n, g, tile * s.tiles, imin((tile + 1) * s.tiles, tiles), part * s.outer,
+    const int64_t part = task % s.parts, tile = task / s.parts % s.blocks, g = task / s.parts / s.blocks;
+    winograd.block(g, tile * s.tiles, imin((tile + 1) * s.tiles, tiles), part * s.outer,
                    imin((part + 1) * s.outer, t.outer), u + g * s.weights,
                    scratch + slot * round_up(s.scratch, 16));
   });
@@ -415,12 +414,32 @@ void run(const TapConv& t, const T* source, const T* w, const T* bias, T* result
   run_direct(call, w, memory, nullptr, threads);
 }
 
+// NCHW by way of channels_last, some images at a time.
+template <typename T>
+void run_inside(const TapConv& t, const T* source, const T* w, const T* bias, T* result, Acc<T>* memory,
+                int threads) {
+  const Inside inside = channels_last_inside(t);
+  T* rows = reinterpret_cast<T*>(memory);
+  T* result_rows = rows + inside.source;
+  Acc<T>* rest = memory + inside_elements<T>(inside);
+  const int64_t from = t.p->groups * t.inner, to = t.p->groups * t.outer;
+  for (int64_t n = 0; n < t.p->n; n += inside.p.n) {
+    ConvParams p = inside.p;
+    p.n = imin(p.n, t.p->n - n);
+    to_channels_last(p.n, from, volume(t.source), source + n * from * volume(t.source), rows, threads);
+    run(tap_conv(p, t.input_grad), rows, w, bias, result_rows, rest, threads);
+    to_contiguous(p.n, to, volume(t.result), result_rows, result + n * to * volume(t.result), threads);
+  }
+}
+
 void run_typed(const ConvParams& p, bool input_grad, const void* source, const void* w, const void* bias,
                void* result, void* memory, int threads) {
   dispatch_floating(p.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    run(tap_conv(p, input_grad), static_cast<const T*>(source), static_cast<const T*>(w),
-        static_cast<const T*>(bias), static_cast<T*>(result), static_cast<Acc<T>*>(memory), threads);
+    const TapConv t = tap_conv(p, input_grad);
+    const auto call = pays_inside(t) ? run_inside<T> : run<T>;
+    call(t, static_cast<const T*>(source), static_cast<const T*>(w), static_cast<const T*>(bias),
+         static_cast<T*>(result), static_cast<Acc<T>*>(memory), threads);
   });
 }
 
@@ -443,7 +462,15 @@ void relu_in_place(T* y, int64_t count, int threads) {
 int64_t workspace_typed(const ConvParams& p, bool input_grad, int threads) {
   int64_t bytes = 0;
   dispatch_floating(p.dtype, [&](auto type) {
-    bytes = workspace_bytes<typename decltype(type)::type>(tap_conv(p, input_grad), threads);
+    using T = typename decltype(type)::type;
+    const TapConv t = tap_conv(p, input_grad);
+    if (!pays_inside(t)) {
+      bytes = workspace_bytes<T>(t, threads);
+      return;
+    }
+    const Inside inside = channels_last_inside(t);
+    bytes = inside_elements<T>(inside) * static_cast<int64_t>(sizeof(Acc<T>)) +
+            workspace_bytes<T>(tap_conv(inside.p, input_grad), threads);
   });
   return bytes;
 }

@@ -293,6 +293,20 @@ inline Pair<V> interleave(V a, V b) {
   return interleave_lanes(a, b, std::make_integer_sequence<int, sizeof(V) / sizeof(a[0])>{});
 }
 
+// Rows become columns. Each of log₂ L rounds interleaves the first half of the rows with the second.
+template <typename V, size_t rows>
+inline void transpose(V (&v)[rows]) {
+  static_assert(sizeof(V) / sizeof(v[0][0]) == rows, "as many rows as lanes");
+  for (size_t round = 1; round < rows; round *= 2) {
+    V next[rows];
+    for (size_t i = 0; i < rows / 2; ++i) {
+      const Pair<V> pair = interleave(v[i], v[i + rows / 2]);
+      next[2 * i] = pair.first, next[2 * i + 1] = pair.second;
+    }
+    for (size_t i = 0; i < rows; ++i) v[i] = next[i];
+  }
+}
+
 }  // namespace
 }  // namespace cpu
 }  // namespace fastops

@@ -13,8 +13,13 @@ namespace {
 // channels_last: channels handled together, so that a prepared row (112 positions × 64 floats = 28 KiB)
 // stays near L1.
 constexpr int64_t kChannelBlock = 64;
-// A band has as many rows as fit this many elements.
-constexpr int64_t kBandElements = 16384;
+// A band has as many rows as fit this many elements: 256 KiB of fp32, in L2. Of few rows most would be filled
+// again for the next band.
+constexpr int64_t kBandElements = 65536;
+
+// channels_last: positions that are summed together, each in a register. With 8 of them, 7 weights and what
+// is loaded, half of AVX-512's registers; 4 leave room in AVX2's 16.
+constexpr int64_t kPositionsAtOnce = kVectorBytes == 64 ? 8 : 4;
 
 // How a band lies in memory: [tap d][source row][…], a row being
 //   NCHW: [w mod step][w / step], so that a tap's elements for consecutive positions are contiguous,
@@ -47,11 +52,13 @@ int64_t vectors_per_row(int64_t columns) {
 template <typename A>
 Band make_band(const TapAxes& a, bool channels_last, int64_t channels) {
   Band b;
-  b.block = channels_last ? imin(kChannelBlock, ceil_div(channels, kLanes<A>) * kLanes<A>) : 1;
+  const int64_t blocks = ceil_div(channels, kChannelBlock);
+  b.block = channels_last ? round_up(ceil_div(channels, imax(blocks, 1)), kLanes<A>) : 1;
   b.width = span(a.w, a.w.grid);
-  // The kernels read whole groups of vectors, or of four positions.
+  // The kernels read whole groups of vectors, or of positions.
   b.phase_stride = ceil_div(b.width, a.w.step) + vectors_per_row<A>(a.w.grid) * kLanes<A>;
-  b.row_stride = channels_last ? (b.width + 4 * a.w.step) * b.block : a.w.step * b.phase_stride;
+  b.row_stride =
+      channels_last ? (b.width + kPositionsAtOnce * a.w.step) * b.block : a.w.step * b.phase_stride;
   b.rows = 1;
   while (b.rows < a.h.grid && span(a.h, 2 * b.rows) * b.row_stride * a.d.taps <= kBandElements) b.rows *= 2;
   b.rows = imin(b.rows, a.h.grid);
@@ -86,8 +93,14 @@ template <typename T>
 void fill_band(const Band& b, const TapAxes& a, const Extent& size, bool channels_last, const T* image,
                int64_t channels, int64_t gd, int64_t row, const ChannelMap& map, int64_t r0, int64_t count,
                int64_t i, Acc<T>* to) {
+  constexpr int64_t L = kLanes<Acc<T>>;
   int64_t channel[kChannelBlock];
   for (int64_t c = 0; c < count; ++c) channel[c] = map(r0 + c, i);
+  // Where groups do not cross vectors, a vector of results has its sources in one vector, in another order.
+  const bool permuted = map.inner == map.outer && L % map.inner == 0 && count % L == 0;
+  Mask<Acc<T>> order{};
+  for (int64_t l = 0; l < L && permuted; ++l)
+    order[l] = static_cast<LaneNumber<Acc<T>>>(l / map.inner * map.inner + i);
   const T* past = image + volume(size) * channels;  // the end of the image
   const bool identity = map.inner == 1 && map.outer == 1;
   const int64_t begin = imax(0, -b.min_w), end = imax(begin, imin(b.width, size.w - b.min_w));
@@ -105,6 +118,8 @@ void fill_band(const Band& b, const TapAxes& a, const Extent& size, bool channel
           Acc<T>* lanes = out + w * b.block;
           if (identity)
             copy_row(pixel + r0, 1, lanes, count);
+          else if (permuted)
+            for (int64_t c = 0; c < count; c += L) store(lanes + c, permute(load(pixel + r0 + c), order));
           else
             for (int64_t c = 0; c < count; ++c) lanes[c] = to_acc(pixel[channel[c]]);
           zero_row(lanes + count, b.block - count);
@@ -112,10 +127,10 @@ void fill_band(const Band& b, const TapAxes& a, const Extent& size, bool channel
         zero_row(out + end * b.block, b.row_stride - end * b.block);
       } else {
         const T* line = image + channel[0] * volume(size) + (d * size.h + h) * size.w + b.min_w;
-        if (a.w.step == 1 && past - line >= end + kLanes<Acc<T>>) {
+        if (a.w.step == 1 && past - line >= end + L) {
           // Whole vectors; what they read past the row is overwritten by the padding.
           zero_row(out, begin);
-          for (int64_t w = begin; w < end; w += kLanes<Acc<T>>) store(out + w, load(line + w));
+          for (int64_t w = begin; w < end; w += L) store(out + w, load(line + w));
           zero_row(out + end, b.row_stride - end);
           continue;
         }

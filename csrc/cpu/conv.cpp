@@ -414,32 +414,17 @@ void run(const TapConv& t, const T* source, const T* w, const T* bias, T* result
   run_direct(call, w, memory, nullptr, threads);
 }
 
-// NCHW by way of channels_last, some images at a time.
-template <typename T>
-void run_inside(const TapConv& t, const T* source, const T* w, const T* bias, T* result, Acc<T>* memory,
-                int threads) {
-  const Inside inside = channels_last_inside(t);
-  T* rows = reinterpret_cast<T*>(memory);
-  T* result_rows = rows + inside.source;
-  Acc<T>* rest = memory + inside_elements<T>(inside);
-  const int64_t from = t.p->groups * t.inner, to = t.p->groups * t.outer;
-  for (int64_t n = 0; n < t.p->n; n += inside.p.n) {
-    ConvParams p = inside.p;
-    p.n = imin(p.n, t.p->n - n);
-    to_channels_last(p.n, from, volume(t.source), source + n * from * volume(t.source), rows, threads);
-    run(tap_conv(p, t.input_grad), rows, w, bias, result_rows, rest, threads);
-    to_contiguous(p.n, to, volume(t.result), result_rows, result + n * to * volume(t.result), threads);
-  }
-}
-
 void run_typed(const ConvParams& p, bool input_grad, const void* source, const void* w, const void* bias,
                void* result, void* memory, int threads) {
   dispatch_floating(p.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     const TapConv t = tap_conv(p, input_grad);
-    const auto call = pays_inside(t) ? run_inside<T> : run<T>;
-    call(t, static_cast<const T*>(source), static_cast<const T*>(w), static_cast<const T*>(bias),
-         static_cast<T*>(result), static_cast<Acc<T>*>(memory), threads);
+    const auto call = [&](const TapConv& images, const T* from, T* to, Acc<T>* rest) {
+      run(images, from, static_cast<const T*>(w), static_cast<const T*>(bias), to, rest, threads);
+    };
+    const auto through = pays_inside(t) ? run_inside<T, decltype(call)> : run_as_it_is<T, decltype(call)>;
+    through(t, static_cast<const T*>(source), static_cast<T*>(result), static_cast<Acc<T>*>(memory), threads,
+            call);
   });
 }
 

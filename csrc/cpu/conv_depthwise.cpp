@@ -7,8 +7,11 @@
 #include "conv_depthwise.h"
 
 #include "band.h"
+#include "conv_inside.h"
+#include "depthwise_rows.h"
 #include "dispatch.h"
 #include "parallel.h"
+#include "turn.h"
 
 namespace fastops {
 namespace cpu {
@@ -63,7 +66,8 @@ struct BandSum {
   A* sums;
   int64_t sums_row;
   int64_t rows, columns;
-  const A* bias;  // per channel of the block: what sums start from, else null
+  int64_t channels;  // of the block, that there are
+  const A* bias;     // per channel of the block: what sums start from, else null
 };
 
 // NCHW: sums += Σ_tap weight · band. Four vectors at once: 4 of one row, 2 of two, or 1 of four.
@@ -98,36 +102,112 @@ void add_planes(const BandSum<A>& s) {
     }
 }
 
-// channels_last: the same for a block of channels, four positions at once. `step`: from one to the next.
+// channels_last: the lines of taps, those that share a row of the source, of a band that begins at a grid
+// row.
+struct Lines {
+  const TapAxes& a;
+  int64_t gd, row;
+  // f(line) for those inside the source for row y of the band.
+  template <typename F>
+  __attribute__((always_inline)) void for_each(int64_t y, F f) const {
+    for (int64_t d = 0; d < a.d.taps; ++d) {
+      if (!inside(a.d, source_at(a.d, gd, d))) continue;
+      for (int64_t h = 0; h < a.h.taps; ++h)
+        if (inside(a.h, source_at(a.h, row + y, h))) f(d * a.h.taps + h);
+    }
+  }
+};
+
+// The same for a block of channels and P positions at once, `step` columns apart. Of each line K neighbouring
+// taps at a time: (P − 1) · step + K loads of the source and K of weights serve P · K FMAs.
+template <int K, int step, typename A>
+void add_blocks(const BandSum<A>& s, const Lines& lines, int64_t block) {
+  constexpr int P = kPositionsAtOnce;
+  const int64_t taps = lines.a.w.taps;
+  // Taps in the order of the columns that they read.
+  const bool backwards = lines.a.w.off_step < 0;
+  const int64_t weight_step = backwards ? -block : block;
+  for (int64_t y = 0; y < s.rows; ++y)
+    for (int64_t x = 0; x < s.columns; x += P)
+      for (int64_t c = 0; c < s.channels; c += kLanes<A>) {
+        A* to = s.sums + y * s.sums_row + x * block + c;
+        Vec<A> sum[P];
+#pragma GCC unroll 8
+        for (int u = 0; u < P; ++u) sum[u] = load(s.bias != nullptr ? s.bias + c : to + u * block);
+        lines.for_each(y, [&](int64_t line) __attribute__((always_inline)) {
+          const int64_t first = line * taps + (backwards ? taps - 1 : 0);
+          const A* from = s.band + y * s.band_row + x * step * block + c + s.offsets[first];
+          const A* weights = s.weights + first * block + c;
+          int64_t tap = 0;
+          for (; tap + K <= taps; tap += K) {
+            Vec<A> weight[K];
+#pragma GCC unroll 8
+            for (int k = 0; k < K; ++k) weight[k] = load(weights + (tap + k) * weight_step);
+#pragma GCC unroll 24
+            for (int i = 0; i < (P - 1) * step + K; ++i) {
+              const Vec<A> value = load(from + (tap + i) * block);
+#pragma GCC unroll 8
+              for (int k = 0; k < K; ++k)
+                if (i >= k && (i - k) % step == 0 && (i - k) / step < P)
+                  sum[(i - k) / step] += weight[k] * value;
+            }
+          }
+          for (; tap < taps; ++tap) {
+            const Vec<A> weight = load(weights + tap * weight_step);
+#pragma GCC unroll 8
+            for (int u = 0; u < P; ++u) sum[u] += weight * load(from + (tap + u * step) * block);
+          }
+        });
+#pragma GCC unroll 8
+        for (int u = 0; u < P; ++u) store(to + u * block, sum[u]);
+      }
+}
+
+// Taps or positions further apart.
 template <typename A>
-void add_blocks(const BandSum<A>& s, int64_t block, int64_t step) {
+void add_blocks_apart(const BandSum<A>& s, int64_t block, int64_t step) {
   for (int64_t y = 0; y < s.rows; ++y)
     for (int64_t x = 0; x < s.columns; x += 4)
-      for (int64_t c = 0; c < block; c += kLanes<A>) {
-        const A* from = s.band + y * s.band_row + x * step + c;
+      for (int64_t c = 0; c < s.channels; c += kLanes<A>) {
+        const A* from = s.band + y * s.band_row + x * step * block + c;
         A* to = s.sums + y * s.sums_row + x * block + c;
-        const bool first = s.bias != nullptr;
-        Vec<A> s0 = load(first ? s.bias + c : to), s1 = first ? s0 : load(to + block),
-               s2 = first ? s0 : load(to + 2 * block), s3 = first ? s0 : load(to + 3 * block);
+        Vec<A> sum[4];
+        for (int u = 0; u < 4; ++u) sum[u] = load(s.bias != nullptr ? s.bias + c : to + u * block);
         for (int64_t tap = 0; tap < s.taps; ++tap) {
           const Vec<A> weight = load(s.weights + tap * block + c);
-          const A* at = from + s.offsets[tap];
-          s0 += weight * load(at);
-          s1 += weight * load(at + step);
-          s2 += weight * load(at + 2 * step);
-          s3 += weight * load(at + 3 * step);
+          for (int u = 0; u < 4; ++u) sum[u] += weight * load(from + s.offsets[tap] + u * step * block);
         }
-        store(to, s0);
-        store(to + block, s1);
-        store(to + 2 * block, s2);
-        store(to + 3 * block, s3);
+        for (int u = 0; u < 4; ++u) store(to + u * block, sum[u]);
       }
+}
+
+template <typename A>
+void add_any_blocks(const BandSum<A>& s, const Lines& lines, int64_t block) {
+  const TapAxis& w = lines.a.w;
+  const bool neighbours = w.off_step == 1 || w.off_step == -1 || w.taps == 1;
+  const auto with_step = [&](auto k) {
+    constexpr int K = decltype(k)::value;
+    return w.step == 1 ? add_blocks<K, 1>(s, lines, block) : add_blocks<K, 2>(s, lines, block);
+  };
+  if (!neighbours || w.step > 2) return add_blocks_apart(s, block, w.step);
+  if (w.taps == 3) return with_step(std::integral_constant<int, 3>{});
+  if (w.taps == 5) return with_step(std::integral_constant<int, 5>{});
+  if (w.taps == 7) return with_step(std::integral_constant<int, 7>{});
+  with_step(std::integral_constant<int, 4>{});
 }
 
 // The weights of a phase as [block of result channels][i][tap][channel of the block].
 template <typename T>
 void pack_weights(const TapConv& t, const TapAxes& a, int64_t block, const T* w, Acc<T>* to) {
   const int64_t taps = tap_count(a), channels = t.outer * t.p->groups;
+  if (t.inner == 1 && t.outer == 1 && taps == volume(t.p->kernel)) {  // (channel, tap) as it is
+    for (int64_t c = 0; c < channels; c += block) {
+      const int64_t count = imin(block, channels - c);
+      if (count < block) zero_row(to + c * taps, block * taps);
+      turn_over(w + c * taps, taps, count, taps, to + c * taps, block);
+    }
+    return;
+  }
   zero_row(to, round_up(channels, block) * t.inner * taps);
   for (int64_t tap = 0; tap < taps; ++tap) {
     const int64_t place = tap_at(t, a, tap).index * t.w_tap;
@@ -163,6 +243,22 @@ void run(const TapConv& t, const T* source, const T* w, const T* bias, T* result
     const int64_t blocks = ceil_div(result_channels, b.block), bands = ceil_div(a.h.grid, b.rows);
     fill_offsets(t, a, b, offsets);
     pack_weights(t, a, b.block, w, packed);
+    if (served_by_rows(t, a)) {
+      constexpr int64_t rows = 4;
+      const int64_t parts = ceil_div(a.h.grid, rows);
+      parallel_for(threads, p.n * blocks * a.d.grid * parts,
+                   rows * a.w.grid * b.block * (taps + 2) / kLanes<A>, [&](int64_t task, int) {
+                     const int64_t row = task % parts * rows, gd = task / parts % a.d.grid,
+                                   block = task / parts / a.d.grid % blocks,
+                                   n = task / parts / a.d.grid / blocks, r0 = block * b.block;
+                     const int64_t count = imin(b.block, result_channels - r0);
+                     A start[kChannelBlock] = {};
+                     for (int64_t c = 0; c < count && bias != nullptr; ++c) start[c] = to_acc(bias[r0 + c]);
+                     depthwise_rows(RowsTask<T>{t, a, source, result, n, gd, row, imin(rows, a.h.grid - row),
+                                                r0, count, packed + block * taps * b.block, b.block, start});
+                   });
+      continue;
+    }
 
     const int64_t work = b.rows * a.w.grid * b.block * (taps * t.inner + 2) / kLanes<A>;
     parallel_for(threads, p.n * blocks * a.d.grid * bands, work, [&](int64_t task, int slot) {
@@ -180,6 +276,7 @@ void run(const TapConv& t, const T* source, const T* w, const T* bias, T* result
                       sums_stride<A>(a, b),
                       imin(b.rows, a.h.grid - row),
                       a.w.grid,
+                      count,
                       nullptr};
 
       A start[kChannelBlock] = {};
@@ -192,7 +289,7 @@ void run(const TapConv& t, const T* source, const T* w, const T* bias, T* result
                   band);
         s.weights = packed + (block * t.inner + i) * taps * b.block;
         if (last)
-          add_blocks(s, b.block, a.w.step * b.block);
+          add_any_blocks(s, Lines{a, gd, row}, b.block);
         else
           add_planes(s);
       }
@@ -343,10 +440,17 @@ template <>
 int64_t depthwise_workspace<kIsa>(const ConvParams& p, bool input_grad, int threads) {
   int64_t bytes = 0;
   dispatch_floating(p.dtype, [&](auto type) {
-    using A = Acc<typename decltype(type)::type>;
+    using T = typename decltype(type)::type;
+    using A = Acc<T>;
+    const auto elements = [&](const TapConv& t) {
+      return offset_elements<A>(p) + weight_elements<A>(t) + threads * round_up(largest_scratch<A>(t), 16);
+    };
     const TapConv t = tap_conv(p, input_grad);
-    bytes = (offset_elements<A>(p) + weight_elements<A>(t) + threads * round_up(largest_scratch<A>(t), 16)) *
-            static_cast<int64_t>(sizeof(A));
+    const Inside inside = channels_last_inside(t);
+    bytes =
+        static_cast<int64_t>(sizeof(A)) *
+        (pays_inside_depthwise<A>(t) ? inside_elements<T>(inside) + elements(tap_conv(inside.p, input_grad))
+                                     : elements(t));
   });
   return bytes;
 }
@@ -356,8 +460,14 @@ void depthwise_conv<kIsa>(const ConvParams& p, bool input_grad, const void* sour
                           const void* bias, void* result, void* workspace, int threads) {
   dispatch_floating(p.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    run(tap_conv(p, input_grad), static_cast<const T*>(source), static_cast<const T*>(w),
-        static_cast<const T*>(bias), static_cast<T*>(result), static_cast<Acc<T>*>(workspace), threads);
+    const auto call = [&](const TapConv& t, const T* from, T* to, Acc<T>* rest) {
+      run(t, from, static_cast<const T*>(w), static_cast<const T*>(bias), to, rest, threads);
+    };
+    const TapConv t = tap_conv(p, input_grad);
+    const auto through =
+        pays_inside_depthwise<Acc<T>>(t) ? run_inside<T, decltype(call)> : run_as_it_is<T, decltype(call)>;
+    through(t, static_cast<const T*>(source), static_cast<T*>(result), static_cast<Acc<T>*>(workspace),
+            threads, call);
   });
 }
 

@@ -5,6 +5,7 @@
 
 #include "parallel.h"
 #include "tap_conv.h"
+#include "turn.h"
 
 namespace fastops {
 namespace cpu {
@@ -25,6 +26,14 @@ inline bool pays_inside(const TapConv& t) {
   return products >= 128.0 * moved;
 }
 
+// Depthwise: a row shorter than one and a half vectors leaves lanes empty there, and of a large kernel each
+// load from a row of NCHW is one across cache lines.
+template <typename A>
+bool pays_inside_depthwise(const TapConv& t) {
+  return !t.p->channels_last && t.inner == 1 && t.outer == 1 && t.p->groups >= kLanes<A> &&
+         (2 * t.result.w < 3 * kLanes<A> || volume(t.p->kernel) >= 25);
+}
+
 inline Inside channels_last_inside(const TapConv& t) {
   constexpr int64_t kElements = int64_t{1} << 22;  // 16 MB of fp32: in the last-level cache, or nearly
   const int64_t source = t.p->groups * t.inner * volume(t.source),
@@ -40,25 +49,6 @@ inline Inside channels_last_inside(const TapConv& t) {
 template <typename T>
 int64_t inside_elements(const Inside& inside) {
   return (inside.source + inside.result) / static_cast<int64_t>(sizeof(Acc<T>) / sizeof(T));
-}
-
-// to[column][row] = from[row][column], L × L at a time; at the ends the last whole square once more.
-template <typename T>
-void turn_over(const T* from, int64_t from_row, int64_t rows, int64_t columns, T* to, int64_t to_row) {
-  constexpr int64_t L = kLanes<Acc<T>>;
-  if (rows < L || columns < L) {
-    for (int64_t i = 0; i < rows; ++i)
-      for (int64_t j = 0; j < columns; ++j) to[j * to_row + i] = from[i * from_row + j];
-    return;
-  }
-  for (int64_t i0 = 0; i0 < rows; i0 += L)
-    for (int64_t j0 = 0; j0 < columns; j0 += L) {
-      const int64_t i = imin(i0, rows - L), j = imin(j0, columns - L);
-      Vec<Acc<T>> square[L];
-      for (int64_t l = 0; l < L; ++l) square[l] = load(from + (i + l) * from_row + j);
-      transpose(square);
-      for (int64_t l = 0; l < L; ++l) store(to + (j + l) * to_row + i, square[l]);
-    }
 }
 
 // Positions of one task; of each channel two cache lines of fp32 or more.
@@ -82,6 +72,26 @@ void to_contiguous(int64_t n, int64_t channels, int64_t positions, const T* from
     const int64_t begin = task % blocks * kTurned, count = imin(kTurned, positions - begin);
     turn_over(from + image + begin * channels, channels, count, channels, to + image + begin, positions);
   });
+}
+
+// call(convolution, source, result, memory), here or in channels_last, some images at a time.
+template <typename T, typename Call>
+void run_as_it_is(const TapConv& t, const T* source, T* result, Acc<T>* memory, int, const Call& call) {
+  call(t, source, result, memory);
+}
+template <typename T, typename Call>
+void run_inside(const TapConv& t, const T* source, T* result, Acc<T>* memory, int threads, const Call& call) {
+  const Inside inside = channels_last_inside(t);
+  T* rows = reinterpret_cast<T*>(memory);
+  T* result_rows = rows + inside.source;
+  const int64_t from = t.p->groups * t.inner, to = t.p->groups * t.outer;
+  for (int64_t n = 0; n < t.p->n; n += inside.p.n) {
+    ConvParams p = inside.p;
+    p.n = imin(p.n, t.p->n - n);
+    to_channels_last(p.n, from, volume(t.source), source + n * from * volume(t.source), rows, threads);
+    call(tap_conv(p, t.input_grad), rows, result_rows, memory + inside_elements<T>(inside));
+    to_contiguous(p.n, to, volume(t.result), result_rows, result + n * to * volume(t.result), threads);
+  }
 }
 
 }  // namespace

@@ -235,9 +235,22 @@ inline V permute(V v, I index) {
 #endif
 }
 
-// The first `count` elements only; the other lanes are 0 / are not written.
+// The first `count` elements only, 0 ≤ count ≤ lanes; the other lanes are 0 / are not written.
 template <typename T>
 inline Vec<Acc<T>> load_first(const T* p, int64_t count) {
+#if defined(__AVX512F__)
+  const unsigned mask = (1u << count) - 1;
+  if constexpr (sizeof(T) == 8) {
+    return bit_cast<Vec<double>>(_mm512_maskz_loadu_pd(static_cast<__mmask8>(mask), p));
+  } else if constexpr (sizeof(T) == 4) {
+    return bit_cast<Vec<float>>(_mm512_maskz_loadu_ps(static_cast<__mmask16>(mask), p));
+  } else if constexpr (sizeof(T) == 2) {
+    T padded[kLanes<float>];
+    const __m256i narrow = _mm256_maskz_loadu_epi16(static_cast<__mmask16>(mask), p);
+    std::memcpy(padded, &narrow, sizeof narrow);
+    return load(padded);
+  }
+#endif
   T padded[kLanes<Acc<T>>] = {};
   std::memcpy(padded, p, static_cast<size_t>(count) * sizeof(T));
   return load(padded);
@@ -245,6 +258,17 @@ inline Vec<Acc<T>> load_first(const T* p, int64_t count) {
 template <typename T>
 inline void store_first(T* p, Vec<Acc<T>> v, int64_t count) {
   T padded[kLanes<Acc<T>>];
+#if defined(__AVX512F__)
+  const unsigned mask = (1u << count) - 1;
+  if constexpr (sizeof(T) == 8)
+    return _mm512_mask_storeu_pd(p, static_cast<__mmask8>(mask), bit_cast<__m512d>(v));
+  if constexpr (sizeof(T) == 4)
+    return _mm512_mask_storeu_ps(p, static_cast<__mmask16>(mask), bit_cast<__m512>(v));
+  if constexpr (sizeof(T) == 2) {
+    store(padded, v);
+    return _mm256_mask_storeu_epi16(p, static_cast<__mmask16>(mask), load_bits<__m256i>(padded));
+  }
+#endif
   store(padded, v);
   std::memcpy(p, padded, static_cast<size_t>(count) * sizeof(T));
 }

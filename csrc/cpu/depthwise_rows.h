@@ -1,0 +1,157 @@
+// Depthwise convolution in channels_last, read where it lies: a register tile of P positions × one vector of
+// channels takes its columns straight from the source; those of a tile that reaches beyond the source's first
+// or last column are first put into a line of scratch memory, with zeros there.
+//
+// K neighbouring taps at a time: (P − 1) · step + K loads of the source and K of weights serve P · K FMAs;
+// with P = 8 and K = 7 that is 21 loads for 56 FMAs.
+#pragma once
+
+#include "band.h"
+#include "tap_conv.h"
+
+namespace fastops {
+namespace cpu {
+namespace {
+
+// Longest line of scratch memory, in columns: wider kernels are served by bands.
+constexpr int64_t kMaxTileTaps = 8;
+constexpr int64_t kTileColumnsAtMost = (kPositionsAtOnce - 1) * 2 + kMaxTileTaps;
+
+inline bool served_by_rows(const TapConv& t, const TapAxes& a) {
+  const bool neighbours = a.w.taps <= 1 || a.w.off_step == 1 || a.w.off_step == -1;
+  return t.p->channels_last && t.inner == 1 && t.outer == 1 && neighbours && a.w.step <= 2 &&
+         a.w.taps <= kMaxTileTaps;
+}
+
+// Rows [row, row + rows) of grid slice gd of image n; channels [r0, r0 + count).
+template <typename T>
+struct RowsTask {
+  const TapConv& t;
+  const TapAxes& a;
+  const T* source;
+  T* result;
+  int64_t n, gd, row, rows, r0, count;
+  const Acc<T>* weights;  // [tap][channel of the block]
+  int64_t block;
+  const Acc<T>* start;  // the bias
+};
+
+// One tile: `positions` of grid row y from x on, the `lanes` channels from c on.
+template <int K, int step, bool whole, typename T>
+__attribute__((always_inline)) inline void depthwise_tile(const RowsTask<T>& s, int64_t y, int64_t x,
+                                                          int64_t c, int64_t lanes) {
+  using A = Acc<T>;
+  constexpr int P = kPositionsAtOnce;
+  constexpr int64_t L = kLanes<A>;
+  const TapAxes& a = s.a;
+  const TapConv& t = s.t;
+  const int64_t channels = t.p->groups, taps = a.w.taps, columns = (P - 1) * step + imax(taps, 1);
+  const auto get = [&](const T* p) { return whole ? load(p) : load_first(p, lanes); };
+  // Taps in the order of the columns that they read.
+  const bool backwards = a.w.off_step < 0;
+  const int64_t weight_step = backwards ? -s.block : s.block;
+  const int64_t w0 = x * step + min_offset(a.w);
+  const bool interior = w0 >= 0 && w0 + columns <= a.w.source;
+  const int64_t begin = imin(columns, imax(0, -w0)), end = imax(begin, imin(columns, a.w.source - w0));
+  alignas(64) A line_of[kTileColumnsAtMost * L];
+  if (!interior) {
+    zero_row(line_of, begin * L);
+    zero_row(line_of + end * L, (columns - end) * L);
+  }
+
+  Vec<A> sum[P];
+  const Vec<A> start = load(s.start + c);
+#pragma GCC unroll 8
+  for (int u = 0; u < P; ++u) sum[u] = start;
+  for (int64_t d = 0; d < a.d.taps; ++d) {
+    const int64_t sd = source_at(a.d, s.gd, d);
+    if (!inside(a.d, sd)) continue;
+    for (int64_t h = 0; h < a.h.taps; ++h) {
+      const int64_t sh = source_at(a.h, s.row + y, h);
+      if (!inside(a.h, sh)) continue;
+      const T* from =
+          s.source + (((s.n * t.source.d + sd) * t.source.h + sh) * t.source.w + w0) * channels + s.r0 + c;
+      const int64_t first = (d * a.h.taps + h) * taps + (backwards ? taps - 1 : 0);
+      const A* weights = s.weights + first * s.block + c;
+      const auto add = [&](auto column) __attribute__((always_inline)) {
+        int64_t tap = 0;
+        for (; tap + K <= taps; tap += K) {
+          Vec<A> weight[K];
+#pragma GCC unroll 8
+          for (int k = 0; k < K; ++k) weight[k] = load(weights + (tap + k) * weight_step);
+#pragma GCC unroll 24
+          for (int i = 0; i < (P - 1) * step + K; ++i) {
+            const Vec<A> value = column(tap + i);
+#pragma GCC unroll 8
+            for (int k = 0; k < K; ++k)
+              if (i >= k && (i - k) % step == 0 && (i - k) / step < P)
+                sum[(i - k) / step] += weight[k] * value;
+          }
+        }
+        for (; K > 3 && tap < taps; ++tap) {
+          const Vec<A> weight = load(weights + tap * weight_step);
+#pragma GCC unroll 8
+          for (int u = 0; u < P; ++u) sum[u] += weight * column(tap + u * step);
+        }
+      };
+      if (interior) {
+        add([&](int64_t i) { return get(from + i * channels); });
+      } else {
+        for (int64_t i = begin; i < end; ++i) store(line_of + i * L, get(from + i * channels));
+        add([&](int64_t i) { return load(line_of + i * L); });
+      }
+    }
+  }
+  const int64_t positions = imin(P, a.w.grid - x);
+  T* to = s.result +
+          (((s.n * t.result.d + result_at(a.d, s.gd)) * t.result.h + result_at(a.h, s.row + y)) * t.result.w +
+           result_at(a.w, x)) *
+              channels +
+          s.r0 + c;
+#pragma GCC unroll 8
+  for (int u = 0; u < P; ++u) {
+    if (u >= positions) break;
+    T* place = to + u * a.w.out_step * channels;
+    if (whole)
+      store(place, sum[u]);
+    else
+      store_first(place, sum[u], lanes);
+  }
+}
+
+template <int K, int step, typename T>
+void depthwise_tiles(const RowsTask<T>& s) {
+  constexpr int64_t L = kLanes<Acc<T>>;
+  for (int64_t y = 0; y < s.rows; ++y)
+    for (int64_t x = 0; x < s.a.w.grid; x += kPositionsAtOnce) {
+      int64_t c = 0;
+      for (; c + L <= s.count; c += L) depthwise_tile<K, step, true>(s, y, x, c, L);
+      if (c < s.count) depthwise_tile<K, step, false>(s, y, x, c, s.count - c);
+    }
+}
+
+template <typename T>
+void depthwise_rows(const RowsTask<T>& s) {
+  const auto with_step = [&](auto k) {
+    constexpr int K = decltype(k)::value;
+    return s.a.w.step == 2 ? depthwise_tiles<K, 2>(s) : depthwise_tiles<K, 1>(s);
+  };
+  switch (s.a.w.taps) {
+    case 1:
+      return with_step(std::integral_constant<int, 1>{});
+    case 2:
+      return with_step(std::integral_constant<int, 2>{});
+    case 3:
+      return with_step(std::integral_constant<int, 3>{});
+    case 5:
+      return with_step(std::integral_constant<int, 5>{});
+    case 7:
+      return with_step(std::integral_constant<int, 7>{});
+    default:  // the rest one by one
+      return with_step(std::integral_constant<int, 4>{});
+  }
+}
+
+}  // namespace
+}  // namespace cpu
+}  // namespace fastops

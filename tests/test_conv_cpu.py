@@ -48,6 +48,34 @@ CASES = [
     Conv(1, 24, 32, (19, 17), "dilation", {"padding": 2, "dilation": 2}, passes=("y", "dw")),
     Conv(2, 19, 21, (9, 7), "five by five", {"padding": 2}, 5),
     Conv(1, 130, 140, (7, 9), "one by one", {}, 1),
+    Conv(2, 40, 40, (19, 21), "depthwise", {"padding": 1, "groups": 40}),
+    Conv(
+        2,
+        72,
+        72,
+        (13, 14),
+        "depthwise, five by five, stride two",
+        {"padding": 2, "stride": 2, "groups": 72},
+        5,
+    ),
+    Conv(1, 100, 100, (7, 7), "depthwise, a kernel as large as the image", {"padding": 3, "groups": 100}, 7),
+    Conv(
+        1, 24, 24, (11, 40), "depthwise, four by four, columns beyond tiles", {"padding": 1, "groups": 24}, 4
+    ),
+    Conv(1, 20, 20, (9, 12), "depthwise, dilation", {"padding": 2, "dilation": 2, "groups": 20}),
+    Conv(
+        1,
+        33,
+        33,
+        (12, 12),
+        "depthwise, a line of taps longer than tiles have",
+        {"padding": 4, "groups": 33},
+        9,
+    ),
+    Conv(1, 16, 16, (10, 9), "depthwise, stride three", {"padding": 1, "stride": 3, "groups": 16}),
+    Conv(1, 17, 34, (10, 9), "two results a channel", {"padding": 1, "groups": 17}),
+    Conv(1, 32, 32, (10, 9), "groups of four", {"padding": 1, "groups": 8}),
+    Conv(1, 18, 18, (10, 9), "groups of three", {"padding": 1, "groups": 6}),
 ]
 
 

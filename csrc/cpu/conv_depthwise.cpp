@@ -67,7 +67,8 @@ struct BandSum {
   int64_t sums_row;
   int64_t rows, columns;
   int64_t channels;  // of the block, that there are
-  const A* bias;     // per channel of the block: what sums start from, else null
+  bool first;        // sums start here
+  const A* bias;     // per channel of the block: what they end with
 };
 
 // NCHW: sums += Σ_tap weight · band. Four vectors at once: 4 of one row, 2 of two, or 1 of four.
@@ -75,7 +76,7 @@ template <typename A>
 void add_planes(const BandSum<A>& s) {
   constexpr int64_t L = kLanes<A>;
   const int64_t vectors = vectors_per_row<A>(s.columns), rows = 4 / vectors;
-  const Vec<A> start = broadcast(s.bias != nullptr ? *s.bias : A(0));
+  const Vec<A> bias = broadcast(*s.bias);
   for (int64_t y = 0; y < s.rows; y += rows)
     for (int64_t x = 0; x < s.columns; x += vectors * L) {
       const A* from[4];
@@ -85,8 +86,8 @@ void add_planes(const BandSum<A>& s) {
         from[u] = s.band + row * s.band_row + column;
         to[u] = s.sums + row * s.sums_row + column;
       }
-      Vec<A> s0 = start, s1 = start, s2 = start, s3 = start;
-      if (s.bias == nullptr) s0 = load(to[0]), s1 = load(to[1]), s2 = load(to[2]), s3 = load(to[3]);
+      Vec<A> s0{}, s1{}, s2{}, s3{};
+      if (!s.first) s0 = load(to[0]), s1 = load(to[1]), s2 = load(to[2]), s3 = load(to[3]);
       for (int64_t tap = 0; tap < s.taps; ++tap) {
         const Vec<A> weight = broadcast(s.weights[tap]);
         const int64_t offset = s.offsets[tap];
@@ -95,10 +96,10 @@ void add_planes(const BandSum<A>& s) {
         s2 += weight * load(from[2] + offset);
         s3 += weight * load(from[3] + offset);
       }
-      store(to[0], s0);
-      store(to[1], s1);
-      store(to[2], s2);
-      store(to[3], s3);
+      store(to[0], s0 + bias);
+      store(to[1], s1 + bias);
+      store(to[2], s2 + bias);
+      store(to[3], s3 + bias);
     }
 }
 
@@ -133,7 +134,7 @@ void add_blocks(const BandSum<A>& s, const Lines& lines, int64_t block) {
         A* to = s.sums + y * s.sums_row + x * block + c;
         Vec<A> sum[P];
 #pragma GCC unroll 8
-        for (int u = 0; u < P; ++u) sum[u] = load(s.bias != nullptr ? s.bias + c : to + u * block);
+        for (int u = 0; u < P; ++u) sum[u] = s.first ? Vec<A>{} : load(to + u * block);
         lines.for_each(y, [&](int64_t line) __attribute__((always_inline)) {
           const int64_t first = line * taps + (backwards ? taps - 1 : 0);
           const A* from = s.band + y * s.band_row + x * step * block + c + s.offsets[first];
@@ -159,7 +160,7 @@ void add_blocks(const BandSum<A>& s, const Lines& lines, int64_t block) {
           }
         });
 #pragma GCC unroll 8
-        for (int u = 0; u < P; ++u) store(to + u * block, sum[u]);
+        for (int u = 0; u < P; ++u) store(to + u * block, sum[u] + load(s.bias + c));
       }
 }
 
@@ -172,12 +173,12 @@ void add_blocks_apart(const BandSum<A>& s, int64_t block, int64_t step) {
         const A* from = s.band + y * s.band_row + x * step * block + c;
         A* to = s.sums + y * s.sums_row + x * block + c;
         Vec<A> sum[4];
-        for (int u = 0; u < 4; ++u) sum[u] = load(s.bias != nullptr ? s.bias + c : to + u * block);
+        for (int u = 0; u < 4; ++u) sum[u] = s.first ? Vec<A>{} : load(to + u * block);
         for (int64_t tap = 0; tap < s.taps; ++tap) {
           const Vec<A> weight = load(s.weights + tap * block + c);
           for (int u = 0; u < 4; ++u) sum[u] += weight * load(from + s.offsets[tap] + u * step * block);
         }
-        for (int u = 0; u < 4; ++u) store(to + u * block, sum[u]);
+        for (int u = 0; u < 4; ++u) store(to + u * block, sum[u] + load(s.bias + c));
       }
 }
 
@@ -252,10 +253,10 @@ void run(const TapConv& t, const T* source, const T* w, const T* bias, T* result
                                    block = task / parts / a.d.grid % blocks,
                                    n = task / parts / a.d.grid / blocks, r0 = block * b.block;
                      const int64_t count = imin(b.block, result_channels - r0);
-                     A start[kChannelBlock] = {};
-                     for (int64_t c = 0; c < count && bias != nullptr; ++c) start[c] = to_acc(bias[r0 + c]);
+                     A end[kChannelBlock] = {};
+                     for (int64_t c = 0; c < count && bias != nullptr; ++c) end[c] = to_acc(bias[r0 + c]);
                      depthwise_rows(RowsTask<T>{t, a, source, result, n, gd, row, imin(rows, a.h.grid - row),
-                                                r0, count, packed + block * taps * b.block, b.block, start});
+                                                r0, count, packed + block * taps * b.block, b.block, end});
                    });
       continue;
     }
@@ -277,14 +278,16 @@ void run(const TapConv& t, const T* source, const T* w, const T* bias, T* result
                       imin(b.rows, a.h.grid - row),
                       a.w.grid,
                       count,
+                      true,
                       nullptr};
 
-      A start[kChannelBlock] = {};
-      for (int64_t c = 0; c < count && bias != nullptr; ++c) start[c] = to_acc(bias[r0 + c]);
-      s.bias = start;
+      const A none[kChannelBlock] = {};
+      A end[kChannelBlock] = {};
+      for (int64_t c = 0; c < count && bias != nullptr; ++c) end[c] = to_acc(bias[r0 + c]);
 
       const T* image = source + n * volume(t.source) * source_channels;
-      for (int64_t i = 0; i < t.inner; ++i, s.bias = nullptr) {
+      for (int64_t i = 0; i < t.inner; ++i) {
+        s.first = i == 0, s.bias = i + 1 == t.inner ? end : none;
         fill_band(b, a, t.source, last, image, source_channels, gd, row, {t.inner, t.outer}, r0, count, i,
                   band);
         s.weights = packed + (block * t.inner + i) * taps * b.block;

@@ -33,7 +33,7 @@ struct RowsTask {
   int64_t n, gd, row, rows, r0, count;
   const Acc<T>* weights;  // [tap][channel of the block]
   int64_t block;
-  const Acc<T>* start;  // the bias
+  const Acc<T>* bias;
 };
 
 // One tile: `positions` of grid row y from x on, the `lanes` channels from c on.
@@ -60,9 +60,8 @@ __attribute__((always_inline)) inline void depthwise_tile(const RowsTask<T>& s, 
   }
 
   Vec<A> sum[P];
-  const Vec<A> start = load(s.start + c);
 #pragma GCC unroll 8
-  for (int u = 0; u < P; ++u) sum[u] = start;
+  for (int u = 0; u < P; ++u) sum[u] = Vec<A>{};
   for (int64_t d = 0; d < a.d.taps; ++d) {
     const int64_t sd = source_at(a.d, s.gd, d);
     if (!inside(a.d, sd)) continue;
@@ -102,6 +101,7 @@ __attribute__((always_inline)) inline void depthwise_tile(const RowsTask<T>& s, 
       }
     }
   }
+  const Vec<A> bias = load(s.bias + c);
   const int64_t positions = imin(P, a.w.grid - x);
   T* to = s.result +
           (((s.n * t.result.d + result_at(a.d, s.gd)) * t.result.h + result_at(a.h, s.row + y)) * t.result.w +
@@ -112,10 +112,11 @@ __attribute__((always_inline)) inline void depthwise_tile(const RowsTask<T>& s, 
   for (int u = 0; u < P; ++u) {
     if (u >= positions) break;
     T* place = to + u * a.w.out_step * channels;
+    const Vec<A> y = sum[u] + bias;  // at the end: a large bias would round each step of the sum
     if (whole)
-      store(place, sum[u]);
+      store(place, y);
     else
-      store_first(place, sum[u], lanes);
+      store_first(place, y, lanes);
   }
 }
 

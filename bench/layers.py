@@ -162,6 +162,7 @@ def measured(
         "layout": layout,
         "bytes": least,
         "flops": row.operations(name),
+        "least_flops": row.least_operations(name),
     }
     if device == "cpu":
         base["threads"] = torch.get_num_threads()

@@ -39,6 +39,7 @@ class Row:
     positions: float = 0.0  # bytes of positions that a forward writes, or that both passes read
     dtypes: tuple[torch.dtype, ...] = (BF16, FP32)
     tf32: bool = False
+    winograd: bool = False  # its products may be done with 16 of 36 multiplications, by F(2 × 2, 3 × 3)
     indices: bool = False  # the second operand is max_pool2d's positions of a larger image
 
     def __str__(self) -> str:
@@ -52,6 +53,10 @@ class Row:
 
     def operations(self, name: str) -> float:
         return sum(self.flops.get(part, 0.0) for part in self.parts(name))
+
+    def least_operations(self, name: str) -> float:
+        """Those that the fastest algorithm in use needs."""
+        return self.operations(name) * (16 / 36 if self.winograd else 1.0)
 
     def bytes(self, name: str, itemsize: int) -> float:
         """The least that a pass must move."""
@@ -137,6 +142,7 @@ class Conv:
             flops=dict.fromkeys(CONV, flops),
             dtypes=(self.dtype,),
             tf32=self.tf32,
+            winograd=(self.kernel, self.stride, self.dilation) == (3, 1, 1) and self.c // self.groups > 1,
         )
 
 

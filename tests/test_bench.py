@@ -178,6 +178,23 @@ def test_memory_of_a_call() -> None:
     assert held == {"peak": 12000, "workspace": 8000}
 
 
+def test_winograd_has_a_lower_floor() -> None:
+    """3 × 3 with stride 1 may need 16 of 36 multiplications; every other layer needs its sums."""
+    for row in ROWS:
+        fewer = (
+            row.op == "conv2d"
+            and " 3×3" in row.text
+            and not any(s in row.text for s in (" s2", " d1", " d3", " g16"))
+        )
+        ratio = (
+            row.least_operations("forward") / row.operations("forward") if row.operations("forward") else 1
+        )
+        assert ratio == pytest.approx(16 / 36 if fewer else 1), row
+    first = {"2": {"copy": 1e9, "fp32": 1.0}}
+    record = {"dtype": "fp32", "threads": 2, "bytes": 1.0, "flops": 36.0}
+    assert report.floor(record, first) == 36.0 and report.floor(record | {"least_flops": 16.0}, first) == 16.0
+
+
 def test_beyond_the_roof() -> None:
     """A win that the machine cannot do is called wrong and does not count."""
     first = {"device": "", "torch": "", "commit": "", "ceilings": {"2": {"copy": 1.0, "fp32": 1.0}}}

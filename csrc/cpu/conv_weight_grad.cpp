@@ -204,18 +204,17 @@ void run_task(const Call<T>& call, const Division& div, int64_t g, int64_t row0,
     const auto multiply = [&](int64_t row, int64_t column, const A* rows, int64_t row_stride,
                               int64_t row_step, const A* panel) {
       const int64_t vectors = ceil_div(imin(nr, column1 - column), kLanes<A>);
-      with_tile(imin(kTileRows, row1 - row), vectors, [&](auto r, auto v) {
-        constexpr int R = decltype(r)::value, V = decltype(v)::value;
-        Tile<R, V, A> tile;
-        RowSet<A> a_rows;
-        A* to[R];
-        for (int m = 0; m < R; ++m) {
-          a_rows.rows[m] = rows + m * row_stride;
-          to[m] = partial + (row + m) * div.padded + column;
-        }
-        tile.multiply(a_rows, row_step, panel, nr, depth);
-        tile.add_to(to, first, kLanes<A>, [](int, int) { return Vec<A>{}; });
-      });
+      const int64_t count = imin(kTileRows, row1 - row);
+      const A* at[kTileRows];
+      TileTask<A, A> task = {};
+      for (int64_t m = 0; m < count; ++m) {
+        at[m] = rows + m * row_stride;
+        task.sums[m] = partial + (row + m) * div.padded + column;
+      }
+      task.rows = at, task.segments = 1, task.step = row_step, task.depth = depth;
+      task.panel = panel, task.panel_stride = nr;
+      task.first = first, task.sum_lanes = kLanes<A>;
+      run_tile(count, vectors, task);
     };
 
     if (last) {

@@ -85,7 +85,17 @@ inline int64_t source_at(const TapAxis& a, int64_t g, int64_t j) {
 inline bool inside(const TapAxis& a, int64_t position) { return position >= 0 && position < a.source; }
 inline int64_t result_at(const TapAxis& a, int64_t g) { return a.out0 + g * a.out_step; }
 
-// to[i] = from[i · step], in the accumulation type.
+// Copies `count` elements, by whole vectors, the last of which may overlap the one before.
+template <int bytes, typename T>
+inline void copy_vectors(const T* from, T* to, int64_t count) {
+  constexpr int64_t n = bytes / static_cast<int64_t>(sizeof(T));
+  for (int64_t i = 0; i < count; i += n) {
+    const int64_t at = imin(i, count - n);
+    std::memcpy(static_cast<void*>(to + at), from + at, bytes);
+  }
+}
+
+// to[i] = from[i · step], in the accumulation type, or, of 16 bits each, as they are.
 template <typename T>
 inline void copy_row(const T* from, int64_t step, Acc<T>* to, int64_t count) {
   int64_t i = 0;
@@ -93,9 +103,24 @@ inline void copy_row(const T* from, int64_t step, Acc<T>* to, int64_t count) {
     for (; i + kLanes<Acc<T>> <= count; i += kLanes<Acc<T>>) store(to + i, load(from + i));
   for (; i < count; ++i) to[i] = to_acc(from[i * step]);
 }
+inline void copy_row(const BFloat16* from, int64_t step, BFloat16* to, int64_t count) {
+  if (step == 1) {
+    if (count >= kF) return copy_vectors<2 * kF>(from, to, count);
+    if (count >= 8) return copy_vectors<16>(from, to, count);
+    if (count >= 4) return copy_vectors<8>(from, to, count);
+    if (count >= 2) return copy_vectors<4>(from, to, count);
+  }
+  int64_t i = 0;
+  // Of 2 · kF elements those with even numbers; the last of them has to exist as well.
+  for (; step == 2 && i + kF < count; i += kF) {
+    const U16xF even = __builtin_convertvector(load_bits<U32xF>(from + 2 * i), U16xF);
+    std::memcpy(static_cast<void*>(to + i), &even, sizeof even);
+  }
+  for (; i < count; ++i) to[i] = from[i * step];
+}
 template <typename A>
 inline void zero_row(A* to, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) to[i] = A(0);
+  for (int64_t i = 0; i < count; ++i) to[i] = A{};
 }
 
 // to[i · step] = from[i], rounded.

@@ -29,8 +29,6 @@ struct Division {
   int64_t tile;      // positions
   int64_t channels;  // result channels of one task
   int64_t parts;     // tasks along the result channels of a group
-  // Panels of weights are packed by the one task that needs each, block by block, in cache.
-  bool pack_in_task;
 };
 template <typename T>
 Division divide(const TapConv& t, const TapAxes& a) {
@@ -45,7 +43,7 @@ Division divide(const TapConv& t, const TapAxes& a) {
     channels = round_up(ceil_div(t.outer, ceil_div(kMinTasks, imax(1, tiles * t.p->groups))), unit);
   if (!sums_in_result<T>(t, a)) channels = imin(channels, round_up(kScratchChannels, unit));
   channels = imax(unit, imin(channels, most));
-  return {last ? kRowPositions : kPlanePositions, channels, ceil_div(t.outer, channels), last && tiles == 1};
+  return {last ? kRowPositions : kPlanePositions, channels, ceil_div(t.outer, channels)};
 }
 
 // ---- scratch memory ------------------------------------------------------------------------------
@@ -105,7 +103,7 @@ void run(const TapConv& t, const T* source, const T* w, const T* bias, T* result
     if (positions == 0) continue;
     const int64_t group_size = order.words * (last ? padded : t.outer);
     const W* weights = packed + weights_before;
-    if (div.pack_in_task) {
+    if (packs_in_tile(t, a)) {
       weights = nullptr;
     } else if (weights_as_they_are<T, W>(t)) {
       weights = reinterpret_cast<const W*>(w);

@@ -11,36 +11,38 @@ namespace {
 
 // Where padding points to: channels of a position outside the source.
 template <typename W>
-alignas(64) const W kZeros[kTileDepth<Acc<W>>] = {};
+alignas(64) const W kZeros[kDirectDepth<W> / kPerWord<W>] = {};
 
-// Positions of the grid, counted over all images.
+// Positions of the grid, counted over all images: where the first tap finds them in the source, as
+// coordinates and as elements from its beginning, and where their result channels are.
 template <typename T>
 struct RowPositions {
   int64_t count;
-  int64_t image[kRowPositions], d[kRowPositions], h[kRowPositions], w[kRowPositions];
-  T* to[kRowPositions];  // their result channels
+  int64_t d[kRowPositions], h[kRowPositions], w[kRowPositions], from[kRowPositions];
+  T* to[kRowPositions];
 };
 template <typename T, typename W>
 void find_positions(const Call<T, W>& call, const TapAxes& a, int64_t g, int64_t begin, int64_t end,
                     RowPositions<T>& p) {
   const TapConv& t = call.t;
+  const Extent &in = t.source, &out = t.result;
   p.count = end - begin;
-  for (int64_t i = 0; i < p.count; ++i) {
-    const int64_t at = (begin + i) % grid_size(a);
-    p.image[i] = (begin + i) / grid_size(a);
-    p.w[i] = at % a.w.grid, p.h[i] = at / a.w.grid % a.h.grid, p.d[i] = at / a.w.grid / a.h.grid;
-    p.to[i] = call.result + (((p.image[i] * t.result.d + result_at(a.d, p.d[i])) * t.result.h +
-                              result_at(a.h, p.h[i])) *
-                                 t.result.w +
-                             result_at(a.w, p.w[i])) *
-                                t.p->groups * t.outer +
-              g * t.outer;
-  }
+  for_each_image_run(a, begin, end, [&](int64_t n, const Run& run) {
+    const int64_t d = source_at(a.d, run.d, 0), h = source_at(a.h, run.h, 0);
+    const int64_t in_row = ((n * in.d + d) * in.h + h) * in.w;
+    const int64_t out_row = ((n * out.d + result_at(a.d, run.d)) * out.h + result_at(a.h, run.h)) * out.w;
+    for (int64_t i = run.column; i < run.column + run.count; ++i) {
+      const int64_t at = run.w + i - run.column;
+      p.d[i] = d, p.h[i] = h, p.w[i] = source_at(a.w, at, 0);
+      p.from[i] = (in_row + p.w[i]) * t.p->groups * t.inner + g * t.inner;
+      p.to[i] = call.result + (out_row + result_at(a.w, at)) * t.p->groups * t.outer + g * t.outer;
+    }
+  });
 }
 
 // The rows of one block of k: pointers into the source, or copies, in which taps follow each other.
 template <typename T, typename W>
-void find_rows(const Call<T, W>& call, const TapAxes& a, int64_t g, const RowPositions<T>& p, const Block& b,
+void find_rows(const Call<T, W>& call, const TapAxes& a, const RowPositions<T>& p, const Block& b,
                const W* (&row)[kMaxTapsPerBlock][kRowPositions], W* gathered) {
   using E = Element<W>;
   const TapConv& t = call.t;
@@ -54,24 +56,27 @@ void find_rows(const Call<T, W>& call, const TapAxes& a, int64_t g, const RowPos
     const Tap at = tap_at(t, a, tap);
     const bool together = gather && a.w.off_step == 1 && channels == source_channels;
     next = together ? imin(b.tap1, tap + a.w.taps - at.w) : tap + 1;
+    const int64_t taps = next - tap, d = at.d * a.d.off_step, h = at.h * a.h.off_step,
+                  w = at.w * a.w.off_step;
+    const T* source = call.source + ((d * t.source.h + h) * t.source.w + w) * source_channels + b.i0;
     for (int64_t i = 0; i < p.count; ++i) {
-      const int64_t d = source_at(a.d, p.d[i], at.d), h = source_at(a.h, p.h[i], at.h),
-                    w = source_at(a.w, p.w[i], at.w);
-      const bool in = inside(a.d, d) && inside(a.h, h);
-      // Taps [from, to) of these lie inside.
-      const int64_t first_in = in ? imin(imax(0, -w), next - tap) : 0;
-      const int64_t end_in = in ? imax(first_in, imin(next - tap, a.w.source - w)) : 0;
-      const T* from =
-          call.source +
-          (((p.image[i] * t.source.d + d) * t.source.h + h) * t.source.w + w + first_in) * source_channels +
-          g * t.inner + b.i0;
+      const bool in = inside(a.d, p.d[i] + d) && inside(a.h, p.h[i] + h);
+      const T* from = source + p.from[i];
       if (!gather) {
-        row[tap - b.tap0][i] = first_in < end_in ? reinterpret_cast<const W*>(from) : kZeros<W>;
+        const bool valid = in && inside(a.w, p.w[i] + w);
+        row[tap - b.tap0][i] = valid ? reinterpret_cast<const W*>(from) : kZeros<W>;
+        continue;
+      }
+      E* to = copies + i * stride + (tap - b.tap0) * channels;
+      // Taps [first, last) of these lie inside.
+      const int64_t first = in ? imin(imax(0, -(p.w[i] + w)), taps) : 0;
+      const int64_t last = in ? imax(first, imin(taps, a.w.source - (p.w[i] + w))) : 0;
+      if (last - first == taps) {
+        copy_row(from, 1, to, taps * channels);
       } else {
-        E* to = copies + i * stride + (tap - b.tap0) * channels;
-        zero_row(to, first_in * channels);
-        copy_row(from, 1, to + first_in * channels, (end_in - first_in) * channels);
-        zero_row(to + end_in * channels, (next - tap - end_in) * channels);
+        zero_row(to, first * channels);
+        copy_row(from + first * channels, 1, to + first * channels, (last - first) * channels);
+        zero_row(to + last * channels, (taps - last) * channels);
       }
     }
   }
@@ -97,7 +102,7 @@ void row_tile(const Call<T, W>& call, const TapAxes& a, const W* weights, int64_
   const W* row[kMaxTapsPerBlock][kRowPositions];
 
   for_each_block<T, W>(t, a, [&](const Block& b) {
-    find_rows(call, a, g, p, b, row, scratch.gathered);
+    find_rows(call, a, p, b, row, scratch.gathered);
     const int64_t words = ceil_div(elements(b), P);
     for (int64_t o = o0; o < o1; o += nr) {
       const int64_t width = imin(nr, o1 - o), vectors = ceil_div(width, kLanes<A>);

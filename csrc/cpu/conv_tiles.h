@@ -16,8 +16,7 @@ namespace {
 constexpr int64_t kPlanePositions = 192;
 template <typename A>
 constexpr int64_t kPlaneStride = kPlanePositions + 64 / static_cast<int64_t>(sizeof(A));
-// channels_last: 96 × 256 words of A = 96 KiB, in L2.
-constexpr int64_t kRowPositions = 96;
+// channels_last: 96 × 256 words of gathered A = 96 KiB, in L2.
 template <typename A>
 constexpr int64_t kRowStride = kTileDepth<A> + 64 / static_cast<int64_t>(sizeof(A));
 // Result channels whose sums a tile holds in scratch memory, where they cannot go to the result itself.

@@ -20,10 +20,16 @@ constexpr bool kWidened = sizeof(T) != sizeof(Element<W>);
 // Elements of a block of k.
 template <typename W>
 constexpr int64_t kBlockDepth = kTileDepth<Acc<W>> * kPerWord<W>;
+// Where rows are read where they lie, a block of pairs may be deeper: sums are written and read again less
+// often, and the panel of 256 KiB streams from L2 at 4 cache lines per 24 multiplications.
+template <typename W>
+constexpr int64_t kDirectDepth = kBlockDepth<W> * (kPerWord<W> == 1 ? 1 : 4);
 // Below this many source channels, rows are gathered: a stretch of k per tap would be too short.
 constexpr int64_t kMinDirectChannels = 16;
 // Taps whose row pointers are prepared at once.
 constexpr int64_t kMaxTapsPerBlock = 16;
+// channels_last: positions of one tile, and of as many rows.
+constexpr int64_t kRowPositions = 96;
 
 // Contiguous weights of an NCHW call are read as they lie, tap fastest.
 inline bool tap_fastest(const TapConv& t) { return !t.p->channels_last && !t.p->weight_channels_last; }
@@ -61,19 +67,28 @@ inline int64_t first_word(const Block& b, const Order& order, int64_t per_word) 
 }
 inline int64_t elements(const Block& b) { return (b.tap1 - b.tap0) * (b.i1 - b.i0); }
 
-// Calls f(block), at least once: without taps or channels there is one empty block.
+// channels_last: panels of weights are packed by the tile that needs each, block by block, in cache.
+inline bool packs_in_tile(const TapConv& t, const TapAxes& a) {
+  return t.p->channels_last && t.p->n * grid_size(a) <= kRowPositions;
+}
+
+// Calls f(block), at least once: without taps or channels there is one empty block. Blocks are about equal.
 template <typename T, typename W, typename F>
 void for_each_block(const TapConv& t, const TapAxes& a, F f) {
-  constexpr int64_t depth = kBlockDepth<W>, P = kPerWord<W>;
-  const int64_t all = imax(tap_count(a), 1), channels = imax(imin(t.inner, depth), 1);
-  int64_t taps = imax(depth / channels, 1);
-  if (!gathers<T, W>(t)) taps = imin(taps, kMaxTapsPerBlock);
-  if (taps > 1 && t.inner % P != 0) taps -= taps % P;
-  if (channels < t.inner) taps = 1;
+  constexpr int64_t P = kPerWord<W>;
+  const bool gather = gathers<T, W>(t);
+  const int64_t depth = gather || packs_in_tile(t, a) ? kBlockDepth<W> : kDirectDepth<W>;
+  const int64_t all = imax(tap_count(a), 1), inner = imax(t.inner, 1);
+  const int64_t channels = imin(inner, round_up(ceil_div(inner, ceil_div(inner, depth)), P));
+  int64_t taps = channels < inner ? 1 : imax(depth / inner, 1);
+  if (!gather) taps = imin(taps, kMaxTapsPerBlock);
+  if (taps > 1 && inner % P != 0) taps -= taps % P;
+  taps = ceil_div(all, ceil_div(all, taps));
+  if (taps > 1 && inner % P != 0) taps = round_up(taps, P);
   for (int64_t tap = 0; tap < all; tap += taps)
-    for (int64_t i = 0; i < imax(t.inner, 1); i += channels)
+    for (int64_t i = 0; i < inner; i += channels)
       f(Block{tap, imin(tap + taps, tap_count(a)), i, imin(i + channels, t.inner), tap == 0 && i == 0,
-              tap + taps >= all && i + channels >= t.inner});
+              tap + taps >= all && i + channels >= inner});
 }
 
 // Packs result channels [o0, o1) of one block into a panel: to[word][o − o0], with zeros past the last

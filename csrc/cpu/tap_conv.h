@@ -95,6 +95,16 @@ inline void copy_vectors(const T* from, T* to, int64_t count) {
   }
 }
 
+template <typename T>
+inline void copy_elements(const T* from, T* to, int64_t count) {
+  constexpr int size = static_cast<int>(sizeof(T));
+  if (count >= 16) return copy_vectors<16 * size>(from, to, count);
+  if (count >= 8) return copy_vectors<8 * size>(from, to, count);
+  if (count >= 4) return copy_vectors<4 * size>(from, to, count);
+  if (count >= 2) return copy_vectors<2 * size>(from, to, count);
+  if (count == 1) *to = *from;
+}
+
 // to[i] = from[i · step], in the accumulation type, or, of 16 bits each, as they are.
 template <typename T>
 inline void copy_row(const T* from, int64_t step, Acc<T>* to, int64_t count) {
@@ -104,12 +114,7 @@ inline void copy_row(const T* from, int64_t step, Acc<T>* to, int64_t count) {
   for (; i < count; ++i) to[i] = to_acc(from[i * step]);
 }
 inline void copy_row(const BFloat16* from, int64_t step, BFloat16* to, int64_t count) {
-  if (step == 1) {
-    if (count >= kF) return copy_vectors<2 * kF>(from, to, count);
-    if (count >= 8) return copy_vectors<16>(from, to, count);
-    if (count >= 4) return copy_vectors<8>(from, to, count);
-    if (count >= 2) return copy_vectors<4>(from, to, count);
-  }
+  if (step == 1) return copy_elements(from, to, count);
   int64_t i = 0;
   // Of 2 · kF elements those with even numbers; the last of them has to exist as well.
   for (; step == 2 && i + kF < count; i += kF) {

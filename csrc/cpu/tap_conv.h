@@ -123,9 +123,12 @@ inline void copy_row(const BFloat16* from, int64_t step, BFloat16* to, int64_t c
   }
   for (; i < count; ++i) to[i] = from[i * step];
 }
+// Mostly a few elements of padding, for which a call of memset, as compilers make of a loop, takes too long.
 template <typename A>
 inline void zero_row(A* to, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) to[i] = A{};
+  static constexpr A zeros[16] = {};
+  for (; count > 16; count -= 16, to += 16) copy_elements(zeros, to, 16);
+  copy_elements(zeros, to, count);
 }
 
 // to[i · step] = from[i], rounded.

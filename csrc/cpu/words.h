@@ -150,11 +150,16 @@ void transpose_words(const Element<W>* from, int64_t from_stride, int64_t rows, 
   for (int64_t r0 = 0; r0 < rows; r0 += L)
     for (int64_t k = 0; k < depth; k += L) {
       const int64_t count = imin(L, depth - k);
+      const Element<W>* at = from + r0 * from_stride + k * P;
       Words<W> square[L];
-      for (int64_t r = 0; r < L; ++r) {
-        const Element<W>* at = from + (r0 + r) * from_stride + k * P;
-        square[r] = Words<W>{};
-        if (r0 + r < rows) std::memcpy(&square[r], at, static_cast<size_t>(count) * sizeof(W));
+      if (count == L && rows - r0 >= L) {
+#pragma GCC unroll 16
+        for (int64_t r = 0; r < L; ++r) square[r] = load_bits<Words<W>>(at + r * from_stride);
+      } else {
+        for (int64_t r = 0; r < L; ++r) {
+          square[r] = Words<W>{};
+          if (r0 + r < rows) std::memcpy(&square[r], at + r * from_stride, static_cast<size_t>(count) * sizeof(W));
+        }
       }
       transpose(square);
       for (int64_t i = 0; i < count; ++i)

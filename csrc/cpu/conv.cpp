@@ -29,21 +29,24 @@ struct Division {
   int64_t tile;      // positions
   int64_t channels;  // result channels of one task
   int64_t parts;     // tasks along the result channels of a group
+  int64_t tiles;     // of all images (channels_last) or of one
+  bool shared;       // NCHW: what the parts of a tile share is gathered before them
 };
 template <typename T>
 Division divide(const TapConv& t, const TapAxes& a) {
   using A = Acc<T>;
   const bool last = t.p->channels_last;
-  const int64_t unit = last ? kTileColumns<A> : kTileRows;
-  const int64_t tiles = last ? ceil_div(t.p->n * grid_size(a), kRowPositions)
-                             : t.p->n * ceil_div(grid_size(a), kPlanePositions);
-  const int64_t most = round_up(t.outer, unit);
-  int64_t channels = most;
-  if (tiles * t.p->groups < kMinTasks)
-    channels = round_up(ceil_div(t.outer, ceil_div(kMinTasks, imax(1, tiles * t.p->groups))), unit);
-  if (!sums_in_result<T>(t, a)) channels = imin(channels, round_up(kScratchChannels, unit));
-  channels = imax(unit, imin(channels, most));
-  return {last ? kRowPositions : kPlanePositions, channels, ceil_div(t.outer, channels)};
+  const int64_t unit = last ? kTileColumns<A> : kTileRows, images = last ? 1 : t.p->n;
+  const int64_t positions = grid_size(a) * (last ? t.p->n : 1), most = last ? kRowPositions : kPlanePositions;
+  Division d;
+  d.tiles = ceil_div(positions, most);
+  d.tile = last ? most : imin(most, round_up(ceil_div(positions, imax(1, d.tiles)), kLanes<A>));
+  const int64_t tasks = imax(1, d.tiles * images * t.p->groups);
+  d.channels = round_up(ceil_div(t.outer, ceil_div(kMinTasks, tasks)), unit);
+  if (!sums_in_result<T>(t, a)) d.channels = imin(d.channels, round_up(scratch_channels(t), unit));
+  d.parts = ceil_div(t.outer, d.channels);
+  d.shared = !last && tasks < kMinTasks && d.parts > 1;
+  return d;
 }
 
 // ---- scratch memory ------------------------------------------------------------------------------
@@ -52,23 +55,31 @@ Division divide(const TapConv& t, const TapAxes& a) {
 struct Workspace {
   int64_t bias;     // all groups, each padded to full vectors
   int64_t weights;  // all groups and phases
+  int64_t shared;   // of the phase with most
   int64_t scratch;  // of one thread: gathered block, then sums, then a panel
   int64_t sums;     // where the sums begin in it
   int64_t panel;
 };
-template <typename W>
+template <typename T, typename W>
 Workspace workspace(const TapConv& t) {
   using A = Acc<W>;
   constexpr int64_t nr = kTileColumns<A>;
+  const bool last = t.p->channels_last;
   const int64_t padded = round_up(t.outer, nr);
-  // Of all phases; where a phase's k is odd, so may be a tap's.
-  const int64_t depth = ceil_div(t.inner, kPerWord<W>) * volume(t.p->kernel);
-  Workspace w;
+  Workspace w = {};
   w.bias = round_up(t.p->groups * padded, 16);
-  w.weights = round_up(t.p->groups * depth * (t.p->channels_last ? padded : t.outer), 16);
-  w.sums = t.p->channels_last ? kRowPositions * kRowStride<A> : kTileDepth<A> * kPlaneStride<A>;
-  w.panel = w.sums + (kScratchChannels + nr) * kPlaneStride<A>;
-  w.scratch = round_up(w.panel + (t.p->channels_last ? kTileDepth<A> * nr : 0), 16);
+  for (int64_t phase = 0; phase < phases(t); ++phase) {
+    const TapAxes a = tap_axes(t, phase);
+    const Order order = order_of<W>(t, a);
+    const Division div = divide<T>(t, a);
+    w.weights += t.p->groups * (last ? padded * order.words : t.outer * weight_row_words<T, W>(t, order));
+    if (div.shared)
+      w.shared = imax(w.shared, t.p->n * t.p->groups * div.tiles * order.words * kPlaneStride<A>);
+  }
+  w.weights = round_up(w.weights, 16);
+  w.sums = last ? kRowPositions * kRowStride<A> : kTileDepth<A> * kPlaneStride<A>;
+  w.panel = w.sums + (scratch_channels(t) + nr) * kPlaneStride<A>;
+  w.scratch = round_up(w.panel + (last ? kTileDepth<A> * nr : kInterleavedWords * kPlaneStride<A>), 16);
   return w;
 }
 
@@ -78,12 +89,13 @@ template <typename T, typename W>
 void run(const TapConv& t, const T* source, const T* w, const T* bias, T* result, void* memory, int threads) {
   using A = Acc<T>;
   static_assert(sizeof(A) == sizeof(W), "the workspace counts both");
-  const Workspace sizes = workspace<W>(t);
+  const Workspace sizes = workspace<T, W>(t);
   const bool last = t.p->channels_last;
   A* padded_bias = static_cast<A*>(memory);
   W* packed = static_cast<W*>(memory) + sizes.bias;
+  W* shared = packed + sizes.weights;
   const auto scratch_of = [&](int slot) {
-    const int64_t at = sizes.bias + sizes.weights + slot * sizes.scratch;
+    const int64_t at = sizes.bias + sizes.weights + sizes.shared + slot * sizes.scratch;
     W* words = static_cast<W*>(memory) + at;
     return Scratch<W>{words, static_cast<A*>(memory) + at + sizes.sums, words + sizes.panel};
   };
@@ -101,15 +113,14 @@ void run(const TapConv& t, const T* source, const T* w, const T* bias, T* result
     const Division div = divide<T>(t, a);
     const int64_t positions = grid_size(a);
     if (positions == 0) continue;
-    const int64_t group_size = order.words * (last ? padded : t.outer);
+    const int64_t group_size = last ? padded * order.words : t.outer * weight_row_words<T, W>(t, order);
     const W* weights = packed + weights_before;
     if (packs_in_tile(t, a)) {
       weights = nullptr;
     } else if (weights_as_they_are<T, W>(t)) {
       weights = reinterpret_cast<const W*>(w);
     } else {
-      // Rows are written few at a time: those of many channels are often a multiple of 4 KiB apart.
-      const int64_t block = last ? kTileColumns<A> : 2 * kTileRows, blocks = ceil_div(t.outer, block);
+      const int64_t block = kTileColumns<A>, blocks = ceil_div(t.outer, block);
       parallel_for(threads, t.p->groups * blocks, order.words * block, [&](int64_t task, int) {
         const int64_t g = task / blocks, o0 = task % blocks * block, o1 = imin(o0 + block, t.outer);
         const T* from = w + weight_group(t, g);
@@ -124,18 +135,30 @@ void run(const TapConv& t, const T* source, const T* w, const T* bias, T* result
       });
     }
     const int64_t range = last ? t.p->n * positions : positions, images = last ? 1 : t.p->n;
-    const int64_t tiles = ceil_div(range, div.tile), tasks = images * t.p->groups * tiles * div.parts;
+    const int64_t tiles = images * t.p->groups * div.tiles, tile_words = order.words * kPlaneStride<A>;
+    const auto gather = [&](int64_t tile, int64_t k0, int64_t k1, int slot) {
+      const int64_t begin = tile % div.tiles * div.tile, image = tile / div.tiles;
+      gather_plane_block(call, a, order, image / t.p->groups, image % t.p->groups, begin,
+                         imin(begin + div.tile, range), k0, k1,
+                         shared + tile * tile_words + k0 * kPlaneStride<A>,
+                         reinterpret_cast<Element<W>*>(scratch_of(slot).panel));
+    };
+    if (div.shared)
+      for_each_plane_block<W>(order, [&](int64_t k0, int64_t k1) {
+        parallel_for(threads, tiles, (k1 - k0) * div.tile, [&](int64_t tile, int slot) { gather(tile, k0, k1, slot); });
+      });
     const int64_t work = div.tile * div.channels * imax(order.words, 1) / 8;
-    parallel_for(threads, tasks, work, [&](int64_t task, int slot) {
-      const int64_t part = task % div.parts, tile = task / div.parts % tiles,
-                    g = task / div.parts / tiles % t.p->groups, n = task / div.parts / tiles / t.p->groups;
-      const int64_t begin = tile * div.tile, end = imin(begin + div.tile, range);
+    parallel_for(threads, tiles * div.parts, work, [&](int64_t task, int slot) {
+      const int64_t part = task % div.parts, tile = task / div.parts;
+      const int64_t g = tile / div.tiles % t.p->groups, n = tile / div.tiles / t.p->groups;
+      const int64_t begin = tile % div.tiles * div.tile, end = imin(begin + div.tile, range);
       const int64_t o0 = part * div.channels, o1 = imin(o0 + div.channels, t.outer);
       const W* mine = weights == nullptr ? nullptr : weights + g * group_size;
       if (last)
         row_tile(call, a, mine, g, begin, end, o0, o1, scratch_of(slot));
       else
-        plane_tile(call, a, mine, n, g, begin, end, o0, o1, scratch_of(slot));
+        plane_tile(call, a, mine, n, g, begin, end, o0, o1, div.shared ? shared + tile * tile_words : nullptr,
+                   scratch_of(slot));
     });
     weights_before += t.p->groups * group_size;
   }
@@ -153,10 +176,10 @@ void run_typed(const ConvParams& p, bool input_grad, const void* source, const v
 
 int64_t workspace_typed(const ConvParams& p, bool input_grad, int threads) {
   int64_t bytes = 0;
-  dispatch_words(p.dtype, [&](auto, auto word) {
+  dispatch_words(p.dtype, [&](auto type, auto word) {
     using W = typename decltype(word)::type;
-    const Workspace w = workspace<W>(tap_conv(p, input_grad));
-    bytes = (w.bias + w.weights + threads * w.scratch) * static_cast<int64_t>(sizeof(W));
+    const Workspace w = workspace<typename decltype(type)::type, W>(tap_conv(p, input_grad));
+    bytes = (w.bias + w.weights + w.shared + threads * w.scratch) * static_cast<int64_t>(sizeof(W));
   });
   return bytes;
 }

@@ -106,11 +106,11 @@ void row_tile(const Call<T, W>& call, const TapAxes& a, const W* weights, int64_
     const int64_t words = ceil_div(elements(b), P);
     for (int64_t o = o0; o < o1; o += nr) {
       const int64_t width = imin(nr, o1 - o), vectors = ceil_div(width, kLanes<A>);
-      const W* panel = weights + (o / nr * order.words + first_word(b, order, P)) * nr;
-      if (weights == nullptr) {
+      const W* panel = scratch.panel;
+      if (weights != nullptr)
+        panel = weights + (o / nr * order.words + first_word(b, order, P)) * nr;
+      else
         pack_panel(t, a, call.unpacked + weight_group(t, g), o, o + width, b, scratch.panel);
-        panel = scratch.panel;
-      }
       const int64_t lanes = width - (vectors - 1) * kLanes<A>;
       TileTask<T, W> task = {};
       task.segments = gather ? 1 : b.tap1 - b.tap0, task.next_rows = kRowPositions;

@@ -20,7 +20,8 @@ constexpr int64_t kPlaneStride = kPlanePositions + 64 / static_cast<int64_t>(siz
 template <typename A>
 constexpr int64_t kRowStride = kTileDepth<A> + 64 / static_cast<int64_t>(sizeof(A));
 // Result channels whose sums a tile holds in scratch memory, where they cannot go to the result itself.
-constexpr int64_t kScratchChannels = 128;
+// NCHW: what they share is gathered anew for others.
+inline int64_t scratch_channels(const TapConv& t) { return t.p->channels_last ? 128 : 512; }
 
 template <typename T, typename W>
 struct Call {
@@ -38,7 +39,7 @@ template <typename W>
 struct Scratch {
   W* gathered;
   Acc<W>* sums;
-  W* panel;
+  W* panel;  // NCHW: rows before they are interleaved
 };
 
 // NCHW: a tile's positions are contiguous in the result.

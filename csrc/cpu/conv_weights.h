@@ -140,18 +140,43 @@ bool weights_as_they_are(const TapConv& t) {
          t.inner * volume(t.p->kernel) % kPerWord<W> == 0;
 }
 
+// From one row of weights to the next. Packed ones are an odd number of cache lines apart: those of many
+// channels would otherwise be a multiple of 4 KiB apart, in few sets of L1.
+template <typename T, typename W>
+int64_t weight_row_words(const TapConv& t, const Order& order) {
+  constexpr int64_t line = 64 / static_cast<int64_t>(sizeof(W));
+  return weights_as_they_are<T, W>(t) ? order.words : (ceil_div(order.words, line) | 1) * line;
+}
+
 // Packs result channels [o0, o1) of one group and phase as rows: to[o][k].
 template <typename T, typename W>
 void pack_rows(const TapConv& t, const TapAxes& a, const Order& order, const T* w, int64_t o0, int64_t o1,
                W* to) {
   using E = Element<W>;
-  const int64_t taps = tap_count(a), length = order.words * kPerWord<W>;
+  constexpr int64_t P = kPerWord<W>;
+  const int64_t taps = tap_count(a), length = weight_row_words<T, W>(t, order) * P;
   const Extent& kernel = t.p->kernel;
   const auto row = [&](int64_t o) { return reinterpret_cast<E*>(to) + o * length; };
+  int64_t i0 = 0;
+  if constexpr (P == 2) {
+    // w[i][o], to be transposed: in words of two rows, a square at a time.
+    if (volume(kernel) == 1 && t.w_outer == 1 && taps == 1 && (o1 - o0) % kF == 0)
+      for (; i0 + 2 * kF <= t.inner; i0 += 2 * kF)
+        for (int64_t o = o0; o < o1; o += kF) {
+          const T* from = w + i0 * t.w_inner + o;
+          U32xF square[kF];
+#pragma GCC unroll 16
+          for (int r = 0; r < kF; ++r, from += 2 * t.w_inner) square[r] = pair_elements(from, from + t.w_inner);
+          transpose(square);
+#pragma GCC unroll 16
+          for (int r = 0; r < kF; ++r)
+            std::memcpy(static_cast<void*>(row(o + r) + i0), &square[r], sizeof square[r]);
+        }
+  }
   // The loop over what lies closest in memory is the innermost.
   if (tap_fastest(t)) {
     const bool all_taps = taps == volume(kernel);
-    for (int64_t i = 0; i < t.inner; ++i)
+    for (int64_t i = i0; i < t.inner; ++i)
       for (int64_t o = o0; o < o1; ++o) {
         const T* from = w + o * t.w_outer + i * t.w_inner;
         E* out = row(o) + i * taps;
@@ -169,10 +194,10 @@ void pack_rows(const TapConv& t, const TapAxes& a, const Order& order, const T* 
     for (int64_t tap = 0; tap < taps; ++tap) {
       const T* from = w + tap_at(t, a, tap).index * t.w_tap;
       for (int64_t o = o0; o < o1; ++o)
-        copy_row(from + o * t.w_outer, t.w_inner, row(o) + tap * order.tap, t.inner);
+        copy_row(from + o * t.w_outer + i0 * t.w_inner, t.w_inner, row(o) + tap * order.tap + i0, t.inner - i0);
     }
   }
-  for (int64_t o = o0; o < o1; ++o) zero_row(row(o) + order.depth, length - order.depth);
+  for (int64_t o = o0; o < o1; ++o) zero_row(row(o) + order.depth, order.words * P - order.depth);
 }
 
 }  // namespace

@@ -113,15 +113,23 @@ inline void copy_row(const T* from, int64_t step, Acc<T>* to, int64_t count) {
     for (; i + kLanes<Acc<T>> <= count; i += kLanes<Acc<T>>) store(to + i, load(from + i));
   for (; i < count; ++i) to[i] = to_acc(from[i * step]);
 }
+// Of 2 · n elements those with even numbers, by vectors of n; the element after the last has to exist, so
+// that the last of all is copied alone, and the vector before it overlaps the one before.
+template <int n>
+inline void copy_even(const BFloat16* from, BFloat16* to, int64_t count) {
+  for (int64_t i = 0; i + 1 < count; i += n) {
+    const int64_t at = imin(i, count - 1 - n);
+    const auto even = __builtin_convertvector(load_bits<typename VectorOf<uint32_t, n>::type>(from + 2 * at),
+                                              typename VectorOf<uint16_t, n>::type);
+    std::memcpy(static_cast<void*>(to + at), &even, sizeof even);
+  }
+  to[count - 1] = from[2 * (count - 1)];
+}
 inline void copy_row(const BFloat16* from, int64_t step, BFloat16* to, int64_t count) {
   if (step == 1) return copy_elements(from, to, count);
-  int64_t i = 0;
-  // Of 2 · kF elements those with even numbers; the last of them has to exist as well.
-  for (; step == 2 && i + kF < count; i += kF) {
-    const U16xF even = __builtin_convertvector(load_bits<U32xF>(from + 2 * i), U16xF);
-    std::memcpy(static_cast<void*>(to + i), &even, sizeof even);
-  }
-  for (; i < count; ++i) to[i] = from[i * step];
+  if (step == 2 && count > 16) return copy_even<16>(from, to, count);
+  if (step == 2 && count > 4) return copy_even<4>(from, to, count);
+  for (int64_t i = 0; i < count; ++i) to[i] = from[i * step];
 }
 // Mostly a few elements of padding, for which a call of memset, as compilers make of a loop, takes too long.
 template <typename A>
@@ -134,9 +142,17 @@ inline void zero_row(A* to, int64_t count) {
 // to[i · step] = from[i], rounded.
 template <typename T>
 inline void write_row(const Acc<T>* from, T* to, int64_t step, int64_t count) {
+  constexpr int64_t L = kLanes<Acc<T>>;
   int64_t i = 0;
-  if (step == 1)
-    for (; i + kLanes<Acc<T>> <= count; i += kLanes<Acc<T>>) store(to + i, load(from + i));
+  for (; i + L <= count; i += L) {
+    if (step == 1) {
+      store(to + i, load(from + i));
+    } else {
+      T rounded[L];
+      store(rounded, load(from + i));
+      for (int64_t j = 0; j < L; ++j) to[(i + j) * step] = rounded[j];
+    }
+  }
   for (; i < count; ++i) to[i * step] = from_acc<T>(from[i]);
 }
 

@@ -114,12 +114,13 @@ void dispatch_words(DType dtype, F f) {
 // ---- packing -------------------------------------------------------------------------------------
 
 // Words of elements of two rows, k and k + 1.
-template <typename W>
-inline void pair_rows(const Element<W>* first, const Element<W>* second, W* to) {
-  static_assert(kPerWord<W> == 2, "pairs");
+inline U32xF pair_elements(const BFloat16* first, const BFloat16* second) {
   const U32xF low = __builtin_convertvector(load_bits<U16xF>(first), U32xF);
   const U32xF high = __builtin_convertvector(load_bits<U16xF>(second), U32xF);
-  const U32xF words = low | high << 16;
+  return low | high << 16;
+}
+inline void pair_rows(const BFloat16* first, const BFloat16* second, BFloat16Pair* to) {
+  const U32xF words = pair_elements(first, second);
   std::memcpy(static_cast<void*>(to), &words, sizeof words);
 }
 

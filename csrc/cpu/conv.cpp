@@ -69,7 +69,7 @@ Workspace workspace(const TapConv& t) {
   Workspace w = {};
   w.bias = round_up(t.p->groups * padded, 16);
   for (int64_t phase = 0; phase < phases(t); ++phase) {
-    const TapAxes a = tap_axes(t, phase);
+    const TapAxes a = merge_rows(tap_axes(t, phase));
     const Order order = order_of<W>(t, a);
     const Division div = divide<T>(t, a);
     w.weights += t.p->groups * (last ? padded * order.words : t.outer * weight_row_words<T, W>(t, order));
@@ -77,7 +77,7 @@ Workspace workspace(const TapConv& t) {
       w.shared = imax(w.shared, t.p->n * t.p->groups * div.tiles * order.words * kPlaneStride<A>);
   }
   w.weights = round_up(w.weights, 16);
-  w.sums = last ? kRowPositions * kRowStride<A> : kTileDepth<A> * kPlaneStride<A>;
+  w.sums = last ? kRowPositions * kRowStride<A> : kPlaneDepth<W> * kPlaneStride<A>;
   w.panel = w.sums + (scratch_channels(t) + nr) * kPlaneStride<A>;
   w.scratch = round_up(w.panel + (last ? kTileDepth<A> * nr : kInterleavedWords * kPlaneStride<A>), 16);
   return w;
@@ -108,7 +108,7 @@ void run(const TapConv& t, const T* source, const T* w, const T* bias, T* result
 
   int64_t weights_before = 0;
   for (int64_t phase = 0; phase < phases(t); ++phase) {
-    const TapAxes a = tap_axes(t, phase);
+    const TapAxes a = merge_rows(tap_axes(t, phase));
     const Order order = order_of<W>(t, a);
     const Division div = divide<T>(t, a);
     const int64_t positions = grid_size(a);

@@ -68,7 +68,7 @@ void gather_plane_block(const Call<T, W>& call, const TapAxes& a, const Order& o
 // Calls f(k0, k1) for blocks of k of about the same depth, at least once.
 template <typename W, typename F>
 void for_each_plane_block(const Order& order, F f) {
-  const int64_t blocks = imax(1, ceil_div(order.words, kTileDepth<Acc<W>>));
+  const int64_t blocks = imax(1, ceil_div(order.words, kPlaneDepth<W>));
   const int64_t depth = ceil_div(order.words, blocks);
   for (int64_t i = 0; i < blocks; ++i) f(i * depth, imin((i + 1) * depth, order.words));
 }

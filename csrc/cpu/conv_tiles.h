@@ -11,8 +11,11 @@ namespace fastops {
 namespace cpu {
 namespace {
 
-// Positions of one tile. NCHW: a block of B is 256 × 208 words of 4 bytes = 208 KiB, in L2; its rows are 13
-// cache lines apart, an odd number, so that a column panel spreads over all sets of L1.
+// Words of a block of k. NCHW: of pairs more, so that sums are written and read again less often.
+template <typename W>
+constexpr int64_t kPlaneDepth = kPerWord<W> == 1 ? kTileDepth<Acc<W>> : 384;
+// Positions of one tile. NCHW: a block of B is 256 × 208 words of 4 bytes = 208 KiB, or 312 KiB, in L2; its
+// rows are 13 cache lines apart, an odd number, so that a column panel spreads over all sets of L1.
 constexpr int64_t kPlanePositions = 192;
 template <typename A>
 constexpr int64_t kPlaneStride = kPlanePositions + 64 / static_cast<int64_t>(sizeof(A));

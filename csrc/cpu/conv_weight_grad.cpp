@@ -324,7 +324,7 @@ void run(const ConvParams& p, const T* dy, const T* x, T* dw, void* memory, int 
   using A = Acc<T>;
   static_assert(sizeof(A) == sizeof(W), "the workspace counts both");
   const TapConv t = tap_conv(p, false);
-  const TapAxes a = tap_axes(t, 0);
+  const TapAxes a = merge_rows(tap_axes(t, 0));
   const Division div = divide<W>(t, a);
   A* partial = static_cast<A*>(memory);  // [split][group][row][column]
   W* scratch = static_cast<W*>(memory) + partial_words(t, div);
@@ -405,7 +405,7 @@ int64_t conv_weight_grad_workspace<kIsa>(const ConvParams& p, int threads) {
   dispatch_words(p.dtype, [&](auto, auto word) {
     using W = typename decltype(word)::type;
     const TapConv t = tap_conv(p, false);
-    const Division d = divide<W>(t, tap_axes(t, 0));
+    const Division d = divide<W>(t, merge_rows(tap_axes(t, 0)));
     bytes = (partial_words(t, d) + threads * scratch_words<W>(d)) * static_cast<int64_t>(sizeof(W));
   });
   return bytes;

@@ -157,6 +157,7 @@ void pack_rows(const TapConv& t, const TapAxes& a, const Order& order, const T* 
   const int64_t taps = tap_count(a), length = weight_row_words<T, W>(t, order) * P;
   const Extent& kernel = t.p->kernel;
   const auto row = [&](int64_t o) { return reinterpret_cast<E*>(to) + o * length; };
+  if (taps == 0) return;
   int64_t i0 = 0;
   if constexpr (P == 2) {
     // w[i][o], to be transposed: in words of two rows, a square at a time.
@@ -181,7 +182,10 @@ void pack_rows(const TapConv& t, const TapAxes& a, const Order& order, const T* 
         const T* from = w + o * t.w_outer + i * t.w_inner;
         E* out = row(o) + i * taps;
         if (all_taps) {
-          copy_row(from, 1, out, taps);
+          if (taps == 9)
+            copy_row(from, 1, out, 9);  // without a loop
+          else
+            copy_row(from, 1, out, taps);
           continue;
         }
         for (int64_t d = 0; d < a.d.taps; ++d)

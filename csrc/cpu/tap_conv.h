@@ -65,6 +65,18 @@ inline TapAxes tap_axes(const TapConv& t, int64_t phase) {
           input_grad_taps(p.in.w, p.out.w, p.kernel.w, p.stride.w, p.pad.w, p.dilation.w, fw)};
 }
 
+// Where each position is read once and has one result, as in a 1×1 convolution, planes are single rows.
+inline TapAxes merge_rows(TapAxes a) {
+  const auto plain = [](const TapAxis& axis) {
+    return axis.taps == 1 && axis.tap0 == 0 && axis.off0 == 0 && axis.step == 1 && axis.out_step == 1 &&
+           axis.source == axis.grid;
+  };
+  if (!plain(a.w) || !plain(a.h)) return a;
+  a.w.source = a.w.grid = a.h.grid * a.w.grid;
+  a.h.source = a.h.grid = 1;
+  return a;
+}
+
 // Tap number `tap` of a phase: its index along each axis, and its place in the weight's kernel.
 struct Tap {
   int64_t d, h, w;
@@ -143,17 +155,20 @@ inline void zero_row(A* to, int64_t count) {
 template <typename T>
 inline void write_row(const Acc<T>* from, T* to, int64_t step, int64_t count) {
   constexpr int64_t L = kLanes<Acc<T>>;
-  int64_t i = 0;
-  for (; i + L <= count; i += L) {
+  if (count < L) {
+    for (int64_t i = 0; i < count; ++i) to[i * step] = from_acc<T>(from[i]);
+    return;
+  }
+  for (int64_t i = 0; i < count; i += L) {
+    const int64_t at = imin(i, count - L);  // the last may overlap the one before
     if (step == 1) {
-      store(to + i, load(from + i));
+      store(to + at, load(from + at));
     } else {
       T rounded[L];
-      store(rounded, load(from + i));
-      for (int64_t j = 0; j < L; ++j) to[(i + j) * step] = rounded[j];
+      store(rounded, load(from + at));
+      for (int64_t j = 0; j < L; ++j) to[(at + j) * step] = rounded[j];
     }
   }
-  for (; i < count; ++i) to[i * step] = from_acc<T>(from[i]);
 }
 
 // A stretch of positions of one grid row: columns [column, column + count) of a tile are the grid

@@ -145,7 +145,8 @@ void run(const TapConv& t, const T* source, const T* w, const T* bias, T* result
     };
     if (div.shared)
       for_each_plane_block<W>(order, [&](int64_t k0, int64_t k1) {
-        parallel_for(threads, tiles, (k1 - k0) * div.tile, [&](int64_t tile, int slot) { gather(tile, k0, k1, slot); });
+        parallel_for(threads, tiles, (k1 - k0) * div.tile,
+                     [&](int64_t tile, int slot) { gather(tile, k0, k1, slot); });
       });
     const int64_t work = div.tile * div.channels * imax(order.words, 1) / 8;
     parallel_for(threads, tiles * div.parts, work, [&](int64_t task, int slot) {

@@ -82,7 +82,8 @@ void plane_tile(const Call<T, W>& call, const TapAxes& a, const W* weights, int6
   using A = Acc<W>;
   const TapConv& t = call.t;
   const Order order = order_of<W>(t, a);
-  const int64_t columns = end - begin, plane = volume(t.result), row_stride = weight_row_words<T, W>(t, order);
+  const int64_t columns = end - begin, plane = volume(t.result),
+                row_stride = weight_row_words<T, W>(t, order);
   T* result = call.result + ((n * t.p->groups + g) * t.outer + o0) * plane;
   const bool contiguous = is_contiguous(a), direct = sums_in_result<T>(t, a);
 
@@ -109,8 +110,8 @@ void plane_tile(const Call<T, W>& call, const TapAxes& a, const W* weights, int6
         for (int64_t m = 0; m < rows; ++m) {
           row[m] = weights + (o + m) * row_stride + k0;
           task.out[m] = result + (o - o0 + m) * plane + begin + j;
-          task.sums[m] = direct ? reinterpret_cast<A*>(task.out[m])
-                                : scratch.sums + (o - o0 + m) * kPlaneStride<A> + j;
+          task.sums[m] =
+              direct ? reinterpret_cast<A*>(task.out[m]) : scratch.sums + (o - o0 + m) * kPlaneStride<A> + j;
         }
         task.bias = call.bias + g * call.channels_stride + o;
         run_tile(rows, vectors, task);

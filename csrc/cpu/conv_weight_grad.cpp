@@ -1,4 +1,4 @@
-// Weight and bias gradient of a convolution on the CPU.
+// Weight gradient of a convolution on the CPU.
 //
 //   dw[o][i][tap] = Σ_position dy[o][position] · x[i][position · stride + offset(tap)]
 //
@@ -169,8 +169,8 @@ Line line_at(const Call<T, W>& call, int64_t line) {
 
 // NCHW: the panel to[word of positions][line − line0].
 template <typename T, typename W>
-void pack_x_planes(const Call<T, W>& call, int64_t g, int64_t line0, int64_t line1, int64_t begin, int64_t end,
-                   W* to, Element<W>* rows) {
+void pack_x_planes(const Call<T, W>& call, int64_t g, int64_t line0, int64_t line1, int64_t begin,
+                   int64_t end, W* to, Element<W>* rows) {
   constexpr int64_t P = kPerWord<W>, nr = kTileColumns<Acc<W>>, stride = kRowStride<W> * P;
   const TapConv& t = call.t;
   const TapAxes& a = call.a;
@@ -192,7 +192,8 @@ void pack_x_planes(const Call<T, W>& call, int64_t g, int64_t line0, int64_t lin
       zero_row(row + (r.end - run.w), run.w + run.count - r.end);
     }
   });
-  for (int64_t l = 0; l < line1 - line0; ++l) zero_row(rows + l * stride + end - begin, words * P - (end - begin));
+  for (int64_t l = 0; l < line1 - line0; ++l)
+    zero_row(rows + l * stride + end - begin, words * P - (end - begin));
   transpose_words(rows, stride, line1 - line0, words, to, nr);
 }
 
@@ -216,8 +217,8 @@ void pack_x_rows(const Call<T, W>& call, int64_t g, int64_t line0, int64_t line1
     for_each_image_run(a, begin, end, [&](int64_t n, const Run& run) {
       const int64_t d = source_at(a.d, run.d, at.tap.d), h = source_at(a.h, run.h, at.tap.h);
       const bool in = inside(a.d, d) && inside(a.h, h);
-      const T* row = call.x + ((n * t.source.d + d) * t.source.h + h) * t.source.w * channels + g * t.inner +
-                     at.channel;
+      const T* row =
+          call.x + ((n * t.source.d + d) * t.source.h + h) * t.source.w * channels + g * t.inner + at.channel;
       for (int64_t i = 0; i < run.count; ++i) {
         const int64_t w = source_at(a.w, run.w + i, tap);
         const T* here = row + w * channels;
@@ -238,7 +239,8 @@ void pack_x_rows(const Call<T, W>& call, int64_t g, int64_t line0, int64_t line1
         zero_row(copy + last, count - last);
       }
     });
-    if (vectors) pack_positions<T>(end - begin, count, to + (line - line0), nr, [&](int64_t i) { return from[i]; });
+    if (vectors)
+      pack_positions<T>(end - begin, count, to + (line - line0), nr, [&](int64_t i) { return from[i]; });
     line += count;
   }
   if (vectors) return;
@@ -260,7 +262,8 @@ void run_task(const Call<T, W>& call, const Division& div, int64_t g, int64_t ro
   const int64_t positions = t.p->n * grid_size(call.a);
   const int64_t row1 = imin(row0 + div.row_chunk, div.rows);
   const int64_t column1 = imin(column0 + div.column_chunk, div.columns);
-  const int64_t block0 = split * div.blocks_per_split, block1 = imin(block0 + div.blocks_per_split, div.blocks);
+  const int64_t block0 = split * div.blocks_per_split,
+                block1 = imin(block0 + div.blocks_per_split, div.blocks);
   T* dw = call.dw + weight_group(t, g);
   for (int64_t block = block0; block < block1; ++block) {
     const int64_t begin = block * kPositions<W>, end = imin(begin + kPositions<W>, positions);
@@ -346,56 +349,6 @@ void run(const ConvParams& p, const T* dy, const T* x, T* dw, void* memory, int 
   if (!div.writes) reduce(call, div, partial, threads);
 }
 
-// Sums in vectors of short runs; the runs are added up in fp64, so that terms which cancel across runs,
-// images and lanes cost no digits.
-constexpr int64_t kBiasRun = 16;
-
-template <typename A>
-using WideSum = typename VectorOf<double, kLanes<A>>::type;
-
-template <typename T>
-void run_bias_grad(const ConvParams& p, const T* dy, T* db, int threads) {
-  using A = Acc<T>;
-  constexpr int64_t L = kLanes<A>;
-  const int64_t plane = volume(p.out), positions = p.n * plane;
-  if (p.channels_last) {  // one vector of channels a task
-    parallel_for(threads, ceil_div(p.k, L), positions, [&](int64_t block, int) {
-      const int64_t k = block * L, count = imin(L, p.k - k);
-      WideSum<A> total{};
-      for (int64_t i0 = 0; i0 < positions; i0 += kBiasRun) {
-        Vec<A> sum{};
-        const int64_t i1 = imin(i0 + kBiasRun, positions);
-        if (count == L)
-          for (int64_t i = i0; i < i1; ++i) sum += load(dy + i * p.k + k);
-        else
-          for (int64_t i = i0; i < i1; ++i) sum += load_first(dy + i * p.k + k, count);
-        total += __builtin_convertvector(sum, WideSum<A>);
-      }
-      for (int64_t l = 0; l < count; ++l) db[k + l] = from_acc<T>(static_cast<A>(total[l]));
-    });
-    return;
-  }
-  parallel_for(threads, p.k, positions / L, [&](int64_t k, int) {
-    WideSum<A> lanes{};
-    double total = 0;
-    for (int64_t n = 0; n < p.n; ++n) {
-      const T* from = dy + (n * p.k + k) * plane;
-      int64_t i = 0;
-      while (i + L <= plane) {
-        Vec<A> s0{}, s1{};
-        const int64_t end = imin(plane, i + 2 * L * kBiasRun);
-        for (; i + 2 * L <= end; i += 2 * L) s0 += load(from + i), s1 += load(from + i + L);
-        for (; i + L <= end; i += L) s0 += load(from + i);
-        lanes += __builtin_convertvector(s0 + s1, WideSum<A>);
-        if (end == plane) break;
-      }
-      for (; i < plane; ++i) total += static_cast<double>(to_acc(from[i]));
-    }
-    for (int64_t l = 0; l < L; ++l) total += lanes[l];
-    db[k] = from_acc<T>(static_cast<A>(total));
-  });
-}
-
 }  // namespace
 
 template <>
@@ -409,14 +362,6 @@ int64_t conv_weight_grad_workspace<kIsa>(const ConvParams& p, int threads) {
     bytes = (partial_words(t, d) + threads * scratch_words<W>(d)) * static_cast<int64_t>(sizeof(W));
   });
   return bytes;
-}
-
-template <>
-void conv_bias_grad<kIsa>(const ConvParams& p, const void* dy, void* db, int threads) {
-  dispatch_floating(p.dtype, [&](auto type) {
-    using T = typename decltype(type)::type;
-    run_bias_grad(p, static_cast<const T*>(dy), static_cast<T*>(db), threads);
-  });
 }
 
 template <>

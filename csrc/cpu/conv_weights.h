@@ -94,7 +94,8 @@ void for_each_block(const TapConv& t, const TapAxes& a, F f) {
 // Packs result channels [o0, o1) of one block into a panel: to[word][o − o0], with zeros past the last
 // channel up to a full vector, and where a word has no second element.
 template <typename T, typename W>
-void pack_panel(const TapConv& t, const TapAxes& a, const T* w, int64_t o0, int64_t o1, const Block& b, W* to) {
+void pack_panel(const TapConv& t, const TapAxes& a, const T* w, int64_t o0, int64_t o1, const Block& b,
+                W* to) {
   using E = Element<W>;
   constexpr int64_t L = kLanes<Acc<W>>, P = kPerWord<W>, nr = kTileColumns<Acc<W>>;
   const int64_t channels = b.i1 - b.i0, count = o1 - o0, words = ceil_div(elements(b), P);
@@ -167,7 +168,8 @@ void pack_rows(const TapConv& t, const TapAxes& a, const Order& order, const T* 
           const T* from = w + i0 * t.w_inner + o;
           U32xF square[kF];
 #pragma GCC unroll 16
-          for (int r = 0; r < kF; ++r, from += 2 * t.w_inner) square[r] = pair_elements(from, from + t.w_inner);
+          for (int r = 0; r < kF; ++r, from += 2 * t.w_inner)
+            square[r] = pair_elements(from, from + t.w_inner);
           transpose(square);
 #pragma GCC unroll 16
           for (int r = 0; r < kF; ++r)
@@ -190,7 +192,8 @@ void pack_rows(const TapConv& t, const TapAxes& a, const Order& order, const T* 
         }
         for (int64_t d = 0; d < a.d.taps; ++d)
           for (int64_t h = 0; h < a.h.taps; ++h, out += a.w.taps)
-            copy_row(from + ((a.d.tap0 + d * a.d.tap_step) * kernel.h + a.h.tap0 + h * a.h.tap_step) * kernel.w +
+            copy_row(from +
+                         ((a.d.tap0 + d * a.d.tap_step) * kernel.h + a.h.tap0 + h * a.h.tap_step) * kernel.w +
                          a.w.tap0,
                      a.w.tap_step, out, a.w.taps);
       }
@@ -198,7 +201,8 @@ void pack_rows(const TapConv& t, const TapAxes& a, const Order& order, const T* 
     for (int64_t tap = 0; tap < taps; ++tap) {
       const T* from = w + tap_at(t, a, tap).index * t.w_tap;
       for (int64_t o = o0; o < o1; ++o)
-        copy_row(from + o * t.w_outer + i0 * t.w_inner, t.w_inner, row(o) + tap * order.tap + i0, t.inner - i0);
+        copy_row(from + o * t.w_outer + i0 * t.w_inner, t.w_inner, row(o) + tap * order.tap + i0,
+                 t.inner - i0);
     }
   }
   for (int64_t o = o0; o < o1; ++o) zero_row(row(o) + order.depth, order.words * P - order.depth);

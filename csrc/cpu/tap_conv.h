@@ -110,17 +110,21 @@ inline void copy_vectors(const T* from, T* to, int64_t count) {
 template <typename T>
 inline void copy_elements(const T* from, T* to, int64_t count) {
   constexpr int size = static_cast<int>(sizeof(T));
+  if (count <= 0) return;
+  if (count >= 32) return copy_vectors<32 * size>(from, to, count);
   if (count >= 16) return copy_vectors<16 * size>(from, to, count);
   if (count >= 8) return copy_vectors<8 * size>(from, to, count);
   if (count >= 4) return copy_vectors<4 * size>(from, to, count);
   if (count >= 2) return copy_vectors<2 * size>(from, to, count);
-  if (count == 1) *to = *from;
+  *to = *from;
 }
 
 // to[i] = from[i · step], in the accumulation type, or, of 16 bits each, as they are.
 template <typename T>
 inline void copy_row(const T* from, int64_t step, Acc<T>* to, int64_t count) {
   int64_t i = 0;
+  if constexpr (std::is_same_v<T, Acc<T>>)
+    if (step == 1) return copy_elements(from, to, count);
   if (step == 1)
     for (; i + kLanes<Acc<T>> <= count; i += kLanes<Acc<T>>) store(to + i, load(from + i));
   for (; i < count; ++i) to[i] = to_acc(from[i * step]);

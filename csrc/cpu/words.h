@@ -159,7 +159,8 @@ void transpose_words(const Element<W>* from, int64_t from_stride, int64_t rows, 
       } else {
         for (int64_t r = 0; r < L; ++r) {
           square[r] = Words<W>{};
-          if (r0 + r < rows) std::memcpy(&square[r], at + r * from_stride, static_cast<size_t>(count) * sizeof(W));
+          if (r0 + r < rows)
+            std::memcpy(&square[r], at + r * from_stride, static_cast<size_t>(count) * sizeof(W));
         }
       }
       transpose(square);

@@ -34,7 +34,7 @@ if X86:
     ISAS["Avx512"] = [
         *ISAS["Avx2"],
         *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"),
-        "-Wno-maybe-uninitialized",  # GCC 12 says so of its own avx512fintrin.h
+        *("-Wno-uninitialized", "-Wno-maybe-uninitialized"),  # GCC 12 says so of its own avx512fintrin.h
     ]
 
 WARNINGS = ["-Wall", "-Wextra", "-Werror=return-type"]

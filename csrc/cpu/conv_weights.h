@@ -13,58 +13,199 @@ namespace {
 // Whether T is narrower than what it is accumulated in.
 template <typename T>
 constexpr bool kNarrow = sizeof(T) != sizeof(Acc<T>);
+// Whether operands have to be widened for the product.
+template <typename T, typename W>
+constexpr bool kWidened = sizeof(T) != sizeof(Element<W>);
 
-// Order of k. Contiguous weights of an NCHW call are read as they lie, tap fastest.
+// Elements of a block of k.
+template <typename W>
+constexpr int64_t kBlockDepth = kTileDepth<Acc<W>> * kPerWord<W>;
+// Where rows are read where they lie, a block of pairs may be deeper: sums are written and read again less
+// often, and the panel of 256 KiB streams from L2 at 4 cache lines per 24 multiplications.
+template <typename W>
+constexpr int64_t kDirectDepth = kBlockDepth<W> * (kPerWord<W> == 1 ? 1 : 4);
+// Below this many source channels, rows are gathered: a stretch of k per tap would be too short.
+constexpr int64_t kMinDirectChannels = 16;
+// Taps whose row pointers are prepared at once.
+constexpr int64_t kMaxTapsPerBlock = 16;
+// channels_last: positions of one tile, and of as many rows.
+constexpr int64_t kRowPositions = 96;
+
+// Contiguous weights of an NCHW call are read as they lie, tap fastest.
 inline bool tap_fastest(const TapConv& t) { return !t.p->channels_last && !t.p->weight_channels_last; }
 
-// The weights as they are may serve as rows A[o][k].
-template <typename T>
-bool weights_as_they_are(const TapConv& t) {
-  return !kNarrow<T> && tap_fastest(t) && !t.input_grad;
+// Order of k: element tap · `tap` + channel · `channel`.
+struct Order {
+  int64_t tap, channel;
+  int64_t depth;  // elements
+  int64_t words;
+};
+template <typename W>
+Order order_of(const TapConv& t, const TapAxes& a) {
+  const int64_t taps = tap_count(a);
+  if (tap_fastest(t)) return {1, taps, taps * t.inner, ceil_div(taps * t.inner, kPerWord<W>)};
+  // A block begins with a word. One of several taps has an even number of them, if not all; where there is
+  // one only, a tap has an even number of elements.
+  const bool alone = t.p->channels_last && kPerWord<W> * t.inner > kBlockDepth<W>;
+  const int64_t tap = alone ? round_up(t.inner, kPerWord<W>) : t.inner;
+  return {tap, 1, taps * tap, ceil_div(taps * tap, kPerWord<W>)};
 }
 
-// Packs result channels [o0, o1) of one group and phase: rows to[o][k], or panels to[o / nr][k][o % nr]
-// with zeros past the last channel.
-template <typename T>
-void pack_weights(const TapConv& t, const TapAxes& a, const T* w, Acc<T>* to, int64_t o0, int64_t o1) {
-  using A = Acc<T>;
-  const int64_t taps = tap_count(a), depth = taps * t.inner;
-  const bool panels = t.p->channels_last;
-  const int64_t nr = kTileColumns<A>;
-  const int64_t unit = panels ? nr : 1;  // from one k to the next
-  const int64_t k_channel = tap_fastest(t) ? taps : 1, k_tap = tap_fastest(t) ? 1 : t.inner;
-  const auto row = [&](int64_t o) { return panels ? to + o / nr * depth * nr + o % nr : to + o * depth; };
+// channels_last: rows of the source's elements are copied for the product, rather than read where they lie.
+template <typename T, typename W>
+bool gathers(const TapConv& t) {
+  return kWidened<T, W> || t.inner < kMinDirectChannels || t.inner % kPerWord<W> != 0;
+}
+
+// channels_last: a block of k, several taps with all channels, or one tap with some of them.
+struct Block {
+  int64_t tap0, tap1, i0, i1;
+  bool first, last;
+};
+inline int64_t first_word(const Block& b, const Order& order, int64_t per_word) {
+  return (b.tap0 * order.tap + b.i0) / per_word;
+}
+inline int64_t elements(const Block& b) { return (b.tap1 - b.tap0) * (b.i1 - b.i0); }
+
+// channels_last: panels of weights are packed by the tile that needs each, block by block, in cache.
+inline bool packs_in_tile(const TapConv& t, const TapAxes& a) {
+  return t.p->channels_last && t.p->n * grid_size(a) <= kRowPositions;
+}
+
+// Calls f(block), at least once: without taps or channels there is one empty block. Blocks are about equal.
+template <typename T, typename W, typename F>
+void for_each_block(const TapConv& t, const TapAxes& a, F f) {
+  constexpr int64_t P = kPerWord<W>;
+  const bool gather = gathers<T, W>(t);
+  const int64_t depth = gather || packs_in_tile(t, a) ? kBlockDepth<W> : kDirectDepth<W>;
+  const int64_t all = imax(tap_count(a), 1), inner = imax(t.inner, 1);
+  const int64_t channels = imin(inner, round_up(ceil_div(inner, ceil_div(inner, depth)), P));
+  int64_t taps = channels < inner ? 1 : imax(depth / inner, 1);
+  if (!gather) taps = imin(taps, kMaxTapsPerBlock);
+  if (taps > 1 && inner % P != 0) taps -= taps % P;
+  taps = ceil_div(all, ceil_div(all, taps));
+  if (taps > 1 && inner % P != 0) taps = round_up(taps, P);
+  for (int64_t tap = 0; tap < all; tap += taps)
+    for (int64_t i = 0; i < inner; i += channels)
+      f(Block{tap, imin(tap + taps, tap_count(a)), i, imin(i + channels, t.inner), tap == 0 && i == 0,
+              tap + taps >= all && i + channels >= inner});
+}
+
+// Packs result channels [o0, o1) of one block into a panel: to[word][o − o0], with zeros past the last
+// channel up to a full vector, and where a word has no second element.
+template <typename T, typename W>
+void pack_panel(const TapConv& t, const TapAxes& a, const T* w, int64_t o0, int64_t o1, const Block& b,
+                W* to) {
+  using E = Element<W>;
+  constexpr int64_t L = kLanes<Acc<W>>, P = kPerWord<W>, nr = kTileColumns<Acc<W>>;
+  const int64_t channels = b.i1 - b.i0, count = o1 - o0, words = ceil_div(elements(b), P);
+  const bool whole = channels % P == 0;  // no word has elements of two taps
+  for (int64_t tap = b.tap0; tap < b.tap1; ++tap) {
+    const T* from = w + tap_at(t, a, tap).index * t.w_tap + o0 * t.w_outer + b.i0 * t.w_inner;
+    const int64_t k = (tap - b.tap0) * channels;
+    if constexpr (!kWidened<T, W>) {
+      if (whole && t.w_inner == 1) {
+        transpose_words(from, t.w_outer, count, channels / P, to + k / P * nr, nr);
+        continue;
+      }
+      if constexpr (P == 2) {
+        if (whole && t.w_outer == 1 && count % L == 0) {
+          for (int64_t i = 0; i < channels; i += 2, from += 2 * t.w_inner)
+            for (int64_t o = 0; o < count; o += L)
+              pair_rows(from + o, from + t.w_inner + o, to + (k + i) / 2 * nr + o);
+          continue;
+        }
+      }
+    }
+    if constexpr (P == 1) {
+      if (t.w_outer == 1) {
+        for (int64_t i = 0; i < channels; ++i) copy_row(from + i * t.w_inner, 1, to + (k + i) * nr, count);
+        continue;
+      }
+    }
+    E* out = reinterpret_cast<E*>(to);
+    for (int64_t o = 0; o < count; ++o)
+      for (int64_t i = 0; i < channels; ++i)
+        out[((k + i) / P * nr + o) * P + (k + i) % P] = to_element<W>(from[o * t.w_outer + i * t.w_inner]);
+  }
+  if (elements(b) % P != 0)
+    for (int64_t o = 0; o < count; ++o) reinterpret_cast<E*>(to)[((words - 1) * nr + o) * P + P - 1] = E{};
+  if (count % L != 0)
+    for (int64_t k = 0; k < words; ++k) zero_row(to + k * nr + count, round_up(count, L) - count);
+}
+
+// The weights as they are may serve as rows A[o][k].
+template <typename T, typename W>
+bool weights_as_they_are(const TapConv& t) {
+  return !kWidened<T, W> && tap_fastest(t) && !t.input_grad &&
+         t.inner * volume(t.p->kernel) % kPerWord<W> == 0;
+}
+
+// From one row of weights to the next. Packed ones are an odd number of cache lines apart: those of many
+// channels would otherwise be a multiple of 4 KiB apart, in few sets of L1.
+template <typename T, typename W>
+int64_t weight_row_words(const TapConv& t, const Order& order) {
+  constexpr int64_t line = 64 / static_cast<int64_t>(sizeof(W));
+  return weights_as_they_are<T, W>(t) ? order.words : (ceil_div(order.words, line) | 1) * line;
+}
+
+// Packs result channels [o0, o1) of one group and phase as rows: to[o][k].
+template <typename T, typename W>
+void pack_rows(const TapConv& t, const TapAxes& a, const Order& order, const T* w, int64_t o0, int64_t o1,
+               W* to) {
+  using E = Element<W>;
+  constexpr int64_t P = kPerWord<W>;
+  const int64_t taps = tap_count(a), length = weight_row_words<T, W>(t, order) * P;
+  const Extent& kernel = t.p->kernel;
+  const auto row = [&](int64_t o) { return reinterpret_cast<E*>(to) + o * length; };
+  if (taps == 0) return;
+  int64_t i0 = 0;
+  if constexpr (P == 2) {
+    // w[i][o], to be transposed: in words of two rows, a square at a time.
+    if (volume(kernel) == 1 && t.w_outer == 1 && taps == 1 && (o1 - o0) % kF == 0)
+      for (; i0 + 2 * kF <= t.inner; i0 += 2 * kF)
+        for (int64_t o = o0; o < o1; o += kF) {
+          const T* from = w + i0 * t.w_inner + o;
+          U32xF square[kF];
+#pragma GCC unroll 16
+          for (int r = 0; r < kF; ++r, from += 2 * t.w_inner)
+            square[r] = pair_elements(from, from + t.w_inner);
+          transpose(square);
+#pragma GCC unroll 16
+          for (int r = 0; r < kF; ++r)
+            std::memcpy(static_cast<void*>(row(o + r) + i0), &square[r], sizeof square[r]);
+        }
+  }
   // The loop over what lies closest in memory is the innermost.
   if (tap_fastest(t)) {
-    const Extent& kernel = t.p->kernel;
-    for (int64_t i = 0; i < t.inner; ++i)
+    const bool all_taps = taps == volume(kernel);
+    for (int64_t i = i0; i < t.inner; ++i)
       for (int64_t o = o0; o < o1; ++o) {
         const T* from = w + o * t.w_outer + i * t.w_inner;
-        A* out = row(o) + i * taps;
+        E* out = row(o) + i * taps;
+        if (all_taps) {
+          if (taps == 9)
+            copy_row(from, 1, out, 9);  // without a loop
+          else
+            copy_row(from, 1, out, taps);
+          continue;
+        }
         for (int64_t d = 0; d < a.d.taps; ++d)
-          for (int64_t h = 0; h < a.h.taps; ++h) {
-            const T* line =
-                from + ((a.d.tap0 + d * a.d.tap_step) * kernel.h + a.h.tap0 + h * a.h.tap_step) * kernel.w +
-                a.w.tap0;
-            for (int64_t j = 0; j < a.w.taps; ++j) *out++ = to_acc(line[j * a.w.tap_step]);
-          }
+          for (int64_t h = 0; h < a.h.taps; ++h, out += a.w.taps)
+            copy_row(from +
+                         ((a.d.tap0 + d * a.d.tap_step) * kernel.h + a.h.tap0 + h * a.h.tap_step) * kernel.w +
+                         a.w.tap0,
+                     a.w.tap_step, out, a.w.taps);
       }
   } else {
     for (int64_t tap = 0; tap < taps; ++tap) {
       const T* from = w + tap_at(t, a, tap).index * t.w_tap;
-      const int64_t k = tap * k_tap;
-      if (t.w_outer == 1 && panels)  // [o0, o1) is one panel
-        for (int64_t i = 0; i < t.inner; ++i)
-          copy_row(from + o0 + i * t.w_inner, 1, row(o0) + (k + i * k_channel) * nr, o1 - o0);
-      else
-        for (int64_t o = o0; o < o1; ++o)
-          for (int64_t i = 0; i < t.inner; ++i)
-            row(o)[(k + i * k_channel) * unit] = to_acc(from[o * t.w_outer + i * t.w_inner]);
+      for (int64_t o = o0; o < o1; ++o)
+        copy_row(from + o * t.w_outer + i0 * t.w_inner, t.w_inner, row(o) + tap * order.tap + i0,
+                 t.inner - i0);
     }
   }
-  if (panels)
-    for (int64_t o = o1; o % nr != 0; ++o)
-      for (int64_t k = 0; k < depth; ++k) to[o / nr * depth * nr + k * nr + o % nr] = A(0);
+  for (int64_t o = o0; o < o1; ++o) zero_row(row(o) + order.depth, order.words * P - order.depth);
 }
 
 }  // namespace

@@ -37,14 +37,13 @@ struct WinogradShape {
 
 // Whether it pays: its transforms cost about 200 operations a tile and channel, of 16 · channels that the
 // products take of 36; and U is 16 / 9 of the weights, written and read for few positions in vain.
-template <typename T>
+template <typename W>
 bool winograd_serves(const TapConv& t) {
   const ConvParams& p = *t.p;
   const auto same = [](const Extent& e, int64_t d, int64_t h, int64_t w) {
     return e.d == d && e.h == h && e.w == w;
   };
-  if (!std::is_same<Acc<T>, float>::value || !same(p.kernel, 1, 3, 3) || !same(p.stride, 1, 1, 1))
-    return false;
+  if (!std::is_same_v<W, float> || !same(p.kernel, 1, 3, 3) || !same(p.stride, 1, 1, 1)) return false;
   if (!same(p.dilation, 1, 1, 1) || p.in.d != 1 || p.out.d != 1 || p.pad.d != 0) return false;
   return p.channels_last && t.inner >= 32 && t.outer >= 32 && p.n * volume(t.result) >= 192;
 }
@@ -189,18 +188,16 @@ inline void multiply_panel(const float* v, int64_t v_row, int64_t tiles, const f
                            int64_t depth, float* m) {
   constexpr int64_t nr = kTileColumns<float>;
   for (int64_t k0 = 0; k0 < depth; k0 += kTileDepth<float>)
-    for (int64_t r = 0; r < tiles; r += kTileRows)
-      with_tile(imin(kTileRows, tiles - r), ceil_div(columns, kLanes<float>), [&](auto R, auto V) {
-        Tile<decltype(R)::value, decltype(V)::value, float> tile;
-        RowSet<float> rows;
-        float* to[decltype(R)::value];
-        for (int i = 0; i < decltype(R)::value; ++i) {
-          rows.rows[i] = v + (r + i) * v_row + k0;
-          to[i] = m + (r + i) * nr;
-        }
-        tile.multiply(rows, 1, u + k0 * nr, nr, imin(kTileDepth<float>, depth - k0));
-        tile.add_to(to, k0 == 0, kLanes<float>, [](int, int) { return VecF{}; });
-      });
+    for (int64_t r = 0; r < tiles; r += kTileRows) {
+      const int64_t rows = imin(kTileRows, tiles - r);
+      const float* from[kTileRows];
+      TileTask<float, float> task = {};
+      task.rows = from, task.segments = 1, task.step = 1, task.depth = imin(kTileDepth<float>, depth - k0);
+      task.panel = u + k0 * nr, task.panel_stride = nr;
+      task.first = k0 == 0, task.sum_lanes = task.out_lanes = kLanes<float>;
+      for (int64_t i = 0; i < rows; ++i) from[i] = v + (r + i) * v_row + k0, task.sums[i] = m + (r + i) * nr;
+      run_tile(rows, ceil_div(columns, kLanes<float>), task);
+    }
 }
 
 // ---- a block of tiles ------------------------------------------------------------------------------

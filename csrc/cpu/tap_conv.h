@@ -65,6 +65,18 @@ inline TapAxes tap_axes(const TapConv& t, int64_t phase) {
           input_grad_taps(p.in.w, p.out.w, p.kernel.w, p.stride.w, p.pad.w, p.dilation.w, fw)};
 }
 
+// Where each position is read once and has one result, as in a 1×1 convolution, planes are single rows.
+inline TapAxes merge_rows(TapAxes a) {
+  const auto plain = [](const TapAxis& axis) {
+    return axis.taps == 1 && axis.tap0 == 0 && axis.off0 == 0 && axis.step == 1 && axis.out_step == 1 &&
+           axis.source == axis.grid;
+  };
+  if (!plain(a.w) || !plain(a.h)) return a;
+  a.w.source = a.w.grid = a.h.grid * a.w.grid;
+  a.h.source = a.h.grid = 1;
+  return a;
+}
+
 // Tap number `tap` of a phase: its index along each axis, and its place in the weight's kernel.
 struct Tap {
   int64_t d, h, w;
@@ -85,26 +97,82 @@ inline int64_t source_at(const TapAxis& a, int64_t g, int64_t j) {
 inline bool inside(const TapAxis& a, int64_t position) { return position >= 0 && position < a.source; }
 inline int64_t result_at(const TapAxis& a, int64_t g) { return a.out0 + g * a.out_step; }
 
-// to[i] = from[i · step], in the accumulation type.
+// Copies `count` elements, by whole vectors, the last of which may overlap the one before.
+template <int bytes, typename T>
+inline void copy_vectors(const T* from, T* to, int64_t count) {
+  constexpr int64_t n = bytes / static_cast<int64_t>(sizeof(T));
+  for (int64_t i = 0; i < count; i += n) {
+    const int64_t at = imin(i, count - n);
+    std::memcpy(static_cast<void*>(to + at), from + at, bytes);
+  }
+}
+
+template <typename T>
+inline void copy_elements(const T* from, T* to, int64_t count) {
+  constexpr int size = static_cast<int>(sizeof(T));
+  if (count <= 0) return;
+  if (count >= 32) return copy_vectors<32 * size>(from, to, count);
+  if (count >= 16) return copy_vectors<16 * size>(from, to, count);
+  if (count >= 8) return copy_vectors<8 * size>(from, to, count);
+  if (count >= 4) return copy_vectors<4 * size>(from, to, count);
+  if (count >= 2) return copy_vectors<2 * size>(from, to, count);
+  *to = *from;
+}
+
+// to[i] = from[i · step], in the accumulation type, or, of 16 bits each, as they are.
 template <typename T>
 inline void copy_row(const T* from, int64_t step, Acc<T>* to, int64_t count) {
   int64_t i = 0;
+  if constexpr (std::is_same_v<T, Acc<T>>)
+    if (step == 1) return copy_elements(from, to, count);
   if (step == 1)
     for (; i + kLanes<Acc<T>> <= count; i += kLanes<Acc<T>>) store(to + i, load(from + i));
   for (; i < count; ++i) to[i] = to_acc(from[i * step]);
 }
+// Of 2 · n elements those with even numbers, by vectors of n; the element after the last has to exist, so
+// that the last of all is copied alone, and the vector before it overlaps the one before.
+template <int n>
+inline void copy_even(const BFloat16* from, BFloat16* to, int64_t count) {
+  for (int64_t i = 0; i + 1 < count; i += n) {
+    const int64_t at = imin(i, count - 1 - n);
+    const auto even = __builtin_convertvector(load_bits<typename VectorOf<uint32_t, n>::type>(from + 2 * at),
+                                              typename VectorOf<uint16_t, n>::type);
+    std::memcpy(static_cast<void*>(to + at), &even, sizeof even);
+  }
+  to[count - 1] = from[2 * (count - 1)];
+}
+inline void copy_row(const BFloat16* from, int64_t step, BFloat16* to, int64_t count) {
+  if (step == 1) return copy_elements(from, to, count);
+  if (step == 2 && count > 16) return copy_even<16>(from, to, count);
+  if (step == 2 && count > 4) return copy_even<4>(from, to, count);
+  for (int64_t i = 0; i < count; ++i) to[i] = from[i * step];
+}
+// Mostly a few elements of padding, for which a call of memset, as compilers make of a loop, takes too long.
 template <typename A>
 inline void zero_row(A* to, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) to[i] = A(0);
+  static constexpr A zeros[16] = {};
+  for (; count > 16; count -= 16, to += 16) copy_elements(zeros, to, 16);
+  copy_elements(zeros, to, count);
 }
 
 // to[i · step] = from[i], rounded.
 template <typename T>
 inline void write_row(const Acc<T>* from, T* to, int64_t step, int64_t count) {
-  int64_t i = 0;
-  if (step == 1)
-    for (; i + kLanes<Acc<T>> <= count; i += kLanes<Acc<T>>) store(to + i, load(from + i));
-  for (; i < count; ++i) to[i * step] = from_acc<T>(from[i]);
+  constexpr int64_t L = kLanes<Acc<T>>;
+  if (count < L) {
+    for (int64_t i = 0; i < count; ++i) to[i * step] = from_acc<T>(from[i]);
+    return;
+  }
+  for (int64_t i = 0; i < count; i += L) {
+    const int64_t at = imin(i, count - L);  // the last may overlap the one before
+    if (step == 1) {
+      store(to + at, load(from + at));
+    } else {
+      T rounded[L];
+      store(rounded, load(from + at));
+      for (int64_t j = 0; j < L; ++j) to[(at + j) * step] = rounded[j];
+    }
+  }
 }
 
 // A stretch of positions of one grid row: columns [column, column + count) of a tile are the grid

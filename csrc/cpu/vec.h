@@ -317,17 +317,19 @@ inline Pair<V> interleave(V a, V b) {
   return interleave_lanes(a, b, std::make_integer_sequence<int, sizeof(V) / sizeof(a[0])>{});
 }
 
-// Rows become columns. Each of log₂ L rounds interleaves the first half of the rows with the second.
-template <typename V, size_t rows>
-inline void transpose(V (&v)[rows]) {
-  static_assert(sizeof(V) / sizeof(v[0][0]) == rows, "as many rows as lanes");
-  for (size_t round = 1; round < rows; round *= 2) {
-    V next[rows];
-    for (size_t i = 0; i < rows / 2; ++i) {
-      const Pair<V> pair = interleave(v[i], v[i + rows / 2]);
-      next[2 * i] = pair.first, next[2 * i + 1] = pair.second;
+// Rows become columns. Each of log₂ n rounds interleaves the first half of the rows with the second, which
+// rotates the bits of the number that row and column make by one.
+template <typename V, int n = sizeof(V) / sizeof(std::declval<V>()[0])>
+__attribute__((always_inline)) inline void transpose(V (&rows)[n]) {
+  for (int size = 1; size < n; size *= 2) {
+    V next[n];
+#pragma GCC unroll 8
+    for (int i = 0; i < n / 2; ++i) {
+      const Pair<V> two = interleave(rows[i], rows[i + n / 2]);
+      next[2 * i] = two.first, next[2 * i + 1] = two.second;
     }
-    for (size_t i = 0; i < rows; ++i) v[i] = next[i];
+#pragma GCC unroll 16
+    for (int i = 0; i < n; ++i) rows[i] = next[i];
   }
 }
 

@@ -1,0 +1,138 @@
+// A tile of a channels_last convolution: rows are positions, columns are result channels.
+#pragma once
+
+#include <cstdint>
+
+#include "conv_tiles.h"
+
+namespace fastops {
+namespace cpu {
+namespace {
+
+// Where padding points to: channels of a position outside the source.
+template <typename W>
+alignas(64) const W kZeros[kDirectDepth<W> / kPerWord<W>] = {};
+
+// Positions of the grid, counted over all images: where the first tap finds them in the source, as
+// coordinates and as elements from its beginning, and where their result channels are.
+template <typename T>
+struct RowPositions {
+  int64_t count;
+  int64_t d[kRowPositions], h[kRowPositions], w[kRowPositions], from[kRowPositions];
+  T* to[kRowPositions];
+};
+template <typename T, typename W>
+void find_positions(const Call<T, W>& call, const TapAxes& a, int64_t g, int64_t begin, int64_t end,
+                    RowPositions<T>& p) {
+  const TapConv& t = call.t;
+  const Extent &in = t.source, &out = t.result;
+  p.count = end - begin;
+  for_each_image_run(a, begin, end, [&](int64_t n, const Run& run) {
+    const int64_t d = source_at(a.d, run.d, 0), h = source_at(a.h, run.h, 0);
+    const int64_t in_row = ((n * in.d + d) * in.h + h) * in.w;
+    const int64_t out_row = ((n * out.d + result_at(a.d, run.d)) * out.h + result_at(a.h, run.h)) * out.w;
+    for (int64_t i = run.column; i < run.column + run.count; ++i) {
+      const int64_t at = run.w + i - run.column;
+      p.d[i] = d, p.h[i] = h, p.w[i] = source_at(a.w, at, 0);
+      p.from[i] = (in_row + p.w[i]) * t.p->groups * t.inner + g * t.inner;
+      p.to[i] = call.result + (out_row + result_at(a.w, at)) * t.p->groups * t.outer + g * t.outer;
+    }
+  });
+}
+
+// The rows of one block of k: pointers into the source, or copies, in which taps follow each other.
+template <typename T, typename W>
+void find_rows(const Call<T, W>& call, const TapAxes& a, const RowPositions<T>& p, const Block& b,
+               const W* (&row)[kMaxTapsPerBlock][kRowPositions], W* gathered) {
+  using E = Element<W>;
+  const TapConv& t = call.t;
+  const int64_t source_channels = t.p->groups * t.inner, channels = b.i1 - b.i0;
+  const int64_t stride = kRowStride<Acc<W>> * kPerWord<W>;
+  const bool gather = gathers<T, W>(t);
+  E* copies = reinterpret_cast<E*>(gathered);
+  for (int64_t tap = b.tap0, next; tap < b.tap1; tap = next) {
+    // Taps next to each other along W are next to each other in memory, where nothing lies between
+    // their channels: they are gathered together.
+    const Tap at = tap_at(t, a, tap);
+    const bool together = gather && a.w.off_step == 1 && channels == source_channels;
+    next = together ? imin(b.tap1, tap + a.w.taps - at.w) : tap + 1;
+    const int64_t taps = next - tap, d = at.d * a.d.off_step, h = at.h * a.h.off_step,
+                  w = at.w * a.w.off_step;
+    const T* source = call.source + ((d * t.source.h + h) * t.source.w + w) * source_channels + b.i0;
+    for (int64_t i = 0; i < p.count; ++i) {
+      const bool in = inside(a.d, p.d[i] + d) && inside(a.h, p.h[i] + h);
+      const T* from = source + p.from[i];
+      if (!gather) {
+        const bool valid = in && inside(a.w, p.w[i] + w);
+        row[tap - b.tap0][i] = valid ? reinterpret_cast<const W*>(from) : kZeros<W>;
+        continue;
+      }
+      E* to = copies + i * stride + (tap - b.tap0) * channels;
+      // Taps [first, last) of these lie inside.
+      const int64_t first = in ? imin(imax(0, -(p.w[i] + w)), taps) : 0;
+      const int64_t last = in ? imax(first, imin(taps, a.w.source - (p.w[i] + w))) : 0;
+      if (last - first == taps) {
+        copy_row(from, 1, to, taps * channels);
+      } else {
+        zero_row(to, first * channels);
+        copy_row(from + first * channels, 1, to + first * channels, (last - first) * channels);
+        zero_row(to + last * channels, (taps - last) * channels);
+      }
+    }
+  }
+  if (!gather) return;
+  for (int64_t i = 0; i < p.count; ++i) {
+    row[0][i] = gathered + i * kRowStride<Acc<W>>;
+    if (elements(b) % kPerWord<W> != 0) copies[i * stride + elements(b)] = E{};
+  }
+}
+
+// Positions [begin, end) of the grid; result channels [o0, o1) of group g. `weights` are that group's
+// panels, or null: then the tile packs each where it needs it.
+template <typename T, typename W>
+void row_tile(const Call<T, W>& call, const TapAxes& a, const W* weights, int64_t g, int64_t begin,
+              int64_t end, int64_t o0, int64_t o1, const Scratch<W>& scratch) {
+  using A = Acc<W>;
+  constexpr int64_t nr = kTileColumns<A>, P = kPerWord<W>;
+  const TapConv& t = call.t;
+  const Order order = order_of<W>(t, a);
+  const bool gather = gathers<T, W>(t), direct = sums_in_result<T>(t, a);
+  RowPositions<T> p;
+  find_positions(call, a, g, begin, end, p);
+  const W* row[kMaxTapsPerBlock][kRowPositions];
+
+  for_each_block<T, W>(t, a, [&](const Block& b) {
+    find_rows(call, a, p, b, row, scratch.gathered);
+    const int64_t words = ceil_div(elements(b), P);
+    for (int64_t o = o0; o < o1; o += nr) {
+      const int64_t width = imin(nr, o1 - o), vectors = ceil_div(width, kLanes<A>);
+      const W* panel = scratch.panel;
+      if (weights != nullptr)
+        panel = weights + (o / nr * order.words + first_word(b, order, P)) * nr;
+      else
+        pack_panel(t, a, call.unpacked + weight_group(t, g), o, o + width, b, scratch.panel);
+      const int64_t lanes = width - (vectors - 1) * kLanes<A>;
+      TileTask<T, W> task = {};
+      task.segments = gather ? 1 : b.tap1 - b.tap0, task.next_rows = kRowPositions;
+      task.step = 1, task.depth = gather ? words : (b.i1 - b.i0) / P;
+      task.panel = panel, task.panel_stride = nr;
+      task.first = b.first, task.last = b.last;
+      task.bias = call.bias + g * call.channels_stride + o;
+      task.sum_lanes = direct ? lanes : kLanes<A>, task.out_lanes = lanes;
+      for (int64_t m0 = 0; m0 < p.count; m0 += kTileRows) {
+        const int64_t rows = imin(kTileRows, p.count - m0);
+        for (int64_t m = 0; m < rows; ++m) {
+          task.out[m] = p.to[m0 + m] + o;
+          task.sums[m] = direct ? reinterpret_cast<A*>(task.out[m])
+                                : scratch.sums + (m0 + m) * kPlaneStride<A> + (o - o0);
+        }
+        task.rows = row[0] + m0;
+        run_tile(rows, vectors, task);
+      }
+    }
+  });
+}
+
+}  // namespace
+}  // namespace cpu
+}  // namespace fastops

@@ -40,21 +40,43 @@ void find_positions(const Call<T, W>& call, const TapAxes& a, int64_t g, int64_t
   });
 }
 
-// The rows of one block of k: pointers into the source, or copies, in which taps follow each other.
+// The rows of one block of k, as they lie in the source: a row of pointers for each tap.
 template <typename T, typename W>
-void find_rows(const Call<T, W>& call, const TapAxes& a, const RowPositions<T>& p, const Block& b,
-               const W* (&row)[kMaxTapsPerBlock][kRowPositions], W* gathered) {
+void point_rows(const Call<T, W>& call, const TapAxes& a, int64_t g, int64_t begin, int64_t end,
+                const Block& b, const W* (&row)[kMaxTapsPerBlock][kRowPositions]) {
+  const TapConv& t = call.t;
+  const int64_t channels = t.p->groups * t.inner, step = a.w.step * channels;
+  for (int64_t tap = b.tap0; tap < b.tap1; ++tap) {
+    const Tap at = tap_at(t, a, tap);
+    for_each_image_run(a, begin, end, [&](int64_t n, const Run& run) {
+      const int64_t d = source_at(a.d, run.d, at.d), h = source_at(a.h, run.h, at.h);
+      const bool in = inside(a.d, d) && inside(a.h, h);
+      const Range r = in ? grid_inside(a.w, at.w, run.w, run.w + run.count) : Range{run.w, run.w};
+      const int64_t line = ((n * t.source.d + d) * t.source.h + h) * t.source.w;
+      const T* from = call.source + (line + source_at(a.w, r.begin, at.w)) * channels + g * t.inner + b.i0;
+      const W** to = row[tap - b.tap0] + run.column - run.w;
+      for (int64_t w = run.w; w < r.begin; ++w) to[w] = kZeros<W>;
+      for (int64_t w = r.begin; w < r.end; ++w)
+        to[w] = reinterpret_cast<const W*>(from + (w - r.begin) * step);
+      for (int64_t w = r.end; w < run.w + run.count; ++w) to[w] = kZeros<W>;
+    });
+  }
+}
+
+// The rows of one block of k, copied: taps follow each other.
+template <typename T, typename W>
+void gather_rows(const Call<T, W>& call, const TapAxes& a, const RowPositions<T>& p, const Block& b,
+                 const W* (&row)[kMaxTapsPerBlock][kRowPositions], W* gathered) {
   using E = Element<W>;
   const TapConv& t = call.t;
   const int64_t source_channels = t.p->groups * t.inner, channels = b.i1 - b.i0;
   const int64_t stride = kRowStride<Acc<W>> * kPerWord<W>;
-  const bool gather = gathers<T, W>(t);
   E* copies = reinterpret_cast<E*>(gathered);
   for (int64_t tap = b.tap0, next; tap < b.tap1; tap = next) {
     // Taps next to each other along W are next to each other in memory, where nothing lies between
-    // their channels: they are gathered together.
+    // their channels: they are copied together.
     const Tap at = tap_at(t, a, tap);
-    const bool together = gather && a.w.off_step == 1 && channels == source_channels;
+    const bool together = a.w.off_step == 1 && channels == source_channels;
     next = together ? imin(b.tap1, tap + a.w.taps - at.w) : tap + 1;
     const int64_t taps = next - tap, d = at.d * a.d.off_step, h = at.h * a.h.off_step,
                   w = at.w * a.w.off_step;
@@ -62,11 +84,6 @@ void find_rows(const Call<T, W>& call, const TapAxes& a, const RowPositions<T>& 
     for (int64_t i = 0; i < p.count; ++i) {
       const bool in = inside(a.d, p.d[i] + d) && inside(a.h, p.h[i] + h);
       const T* from = source + p.from[i];
-      if (!gather) {
-        const bool valid = in && inside(a.w, p.w[i] + w);
-        row[tap - b.tap0][i] = valid ? reinterpret_cast<const W*>(from) : kZeros<W>;
-        continue;
-      }
       E* to = copies + i * stride + (tap - b.tap0) * channels;
       // Taps [first, last) of these lie inside.
       const int64_t first = in ? imin(imax(0, -(p.w[i] + w)), taps) : 0;
@@ -80,7 +97,6 @@ void find_rows(const Call<T, W>& call, const TapAxes& a, const RowPositions<T>& 
       }
     }
   }
-  if (!gather) return;
   for (int64_t i = 0; i < p.count; ++i) {
     row[0][i] = gathered + i * kRowStride<Acc<W>>;
     if (elements(b) % kPerWord<W> != 0) copies[i * stride + elements(b)] = E{};
@@ -102,7 +118,10 @@ void row_tile(const Call<T, W>& call, const TapAxes& a, const W* weights, int64_
   const W* row[kMaxTapsPerBlock][kRowPositions];
 
   for_each_block<T, W>(t, a, [&](const Block& b) {
-    find_rows(call, a, p, b, row, scratch.gathered);
+    if (gather)
+      gather_rows(call, a, p, b, row, scratch.gathered);
+    else
+      point_rows(call, a, g, begin, end, b, row);
     const int64_t words = ceil_div(elements(b), P);
     for (int64_t o = o0; o < o1; o += nr) {
       const int64_t width = imin(nr, o1 - o), vectors = ceil_div(width, kLanes<A>);

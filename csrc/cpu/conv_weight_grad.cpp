@@ -226,10 +226,14 @@ void pack_x_rows(const Call<T, W>& call, int64_t g, int64_t line0, int64_t line1
           from[run.column + i] = in && inside(a.w, w) ? here : zeros;
           continue;
         }
-        // Of its elements those of taps inside.
-        const int64_t first = imin(count, imax(0, -w * t.inner - at.channel));
-        const int64_t last = in ? imin(count, (a.w.source - w) * t.inner - at.channel) : 0;
         T* copy = reinterpret_cast<T*>(rows) + (run.column + i) * nr + (line - line0);
+        // Of its elements those of taps inside.
+        const int64_t before = -w * t.inner - at.channel, after = before + a.w.source * t.inner;
+        if (in && before <= 0 && after >= count) {
+          copy_elements(here, copy, count);
+          continue;
+        }
+        const int64_t first = imin(count, imax(0, before)), last = in ? imin(count, after) : 0;
         if (first >= last) {
           zero_row(copy, count);
           continue;

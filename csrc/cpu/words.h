@@ -4,7 +4,7 @@
 //   sum += a.first · b.first + a.second · b.second
 //
 // That is twice the work per instruction, on half the bytes; kernels differ in how they pack their operands
-// and in nothing else. The instruction takes subnormal numbers for zeros, as those of GPUs do not.
+// and in nothing else. The instruction takes subnormal numbers for zeros, and gives zeros for them.
 //
 // It is chosen at run time and written as assembly, so that no file needs flags of its own: functions
 // compiled for another target are not inlined, and the rest of each kernel is for AVX-512 as all are.

@@ -125,7 +125,9 @@ void run_direct(const Call<T, W>& call, void* memory, const uint8_t* marks, int 
         const int64_t g = task / blocks, o0 = task % blocks * block, o1 = imin(o0 + block, t.outer);
         const T* from = call.unpacked + weight_group(t, g);
         W* to = packed + weights_before + g * group_size;
-        if (last)
+        if (last && packs_whole_panel<W>(t, a, order, o1 - o0))
+          pack_whole_panel(t, a, from, o0, o1, to + o0 * order.words);
+        else if (last)
           for_each_block<T, W>(t, a, [&](const Block& b) {
             const int64_t at = first_word(b, order, kPerWord<W>);
             pack_panel(t, a, from, o0, o1, b, to + o0 * order.words + at * kTileColumns<A>);

@@ -69,8 +69,10 @@ inline int64_t first_word(const Block& b, const Order& order, int64_t per_word) 
 inline int64_t elements(const Block& b) { return (b.tap1 - b.tap0) * (b.i1 - b.i0); }
 
 // channels_last: panels of weights are packed by the tile that needs each, block by block, in cache.
+// Not of contiguous weights, whose taps lie together: block by block each would be read for every tap.
 inline bool packs_in_tile(const TapConv& t, const TapAxes& a) {
-  return t.p->channels_last && t.p->n * grid_size(a) <= kRowPositions;
+  return t.p->channels_last && t.p->n * grid_size(a) <= kRowPositions &&
+         !(t.w_tap == 1 && volume(t.p->kernel) > 1);
 }
 
 // Calls f(block), at least once: without taps or channels there is one empty block. Blocks are about equal.
@@ -133,6 +135,62 @@ void pack_panel(const TapConv& t, const TapAxes& a, const T* w, int64_t o0, int6
     for (int64_t o = 0; o < count; ++o) reinterpret_cast<E*>(to)[((words - 1) * nr + o) * P + P - 1] = E{};
   if (count % L != 0)
     for (int64_t k = 0; k < words; ++k) zero_row(to + k * nr + count, round_up(count, L) - count);
+}
+
+// Taps of whole_panel() at most.
+constexpr int64_t kMaxPanelTaps = 64;
+
+// Whether whole_panel() serves, for result channels in whole vectors: contiguous weights, all of their taps.
+template <typename W>
+bool packs_whole_panel(const TapConv& t, const TapAxes& a, const Order& order, int64_t count) {
+  const int64_t taps = tap_count(a);
+  return t.w_tap == 1 && taps > 1 && taps <= kMaxPanelTaps && taps == volume(t.p->kernel) &&
+         count % kLanes<Acc<W>> == 0 && t.inner % kPerWord<W> == 0 && order.tap == t.inner;
+}
+
+// Packs result channels [o0, o1) of a phase: to[word][o − o0]. The taps of a pair of channels lie together:
+// they are loaded as a vector, and those of L result channels transposed.
+template <typename T, typename W>
+void pack_whole_panel(const TapConv& t, const TapAxes& a, const T* w, int64_t o0, int64_t o1, W* to) {
+  using A = Acc<W>;
+  constexpr int64_t L = kLanes<A>, P = kPerWord<W>, nr = kTileColumns<A>;
+  const int64_t taps = tap_count(a);
+  const T* past = w + (t.outer - 1) * t.w_outer + (t.inner - 1) * t.w_inner + taps;
+  const auto get = [](const T* p) {
+    if constexpr (P == 1)
+      return load(p);
+    else
+      return __builtin_convertvector(load_bits<U16xF>(p), U32xF);
+  };
+  Words<W> before[kMaxPanelTaps];  // of the first element of a word
+  for (int64_t o = o0; o < o1; o += L)
+    for (int64_t i = 0; i < t.inner; ++i)
+      for (int64_t q = 0; q < taps; q += L) {
+        const int64_t count = imin(L, taps - q);
+        Words<W> square[L];
+        for (int64_t l = 0; l < L; ++l) {
+          const T* from = w + (o + l) * t.w_outer + i * t.w_inner + q;
+          if (past - from >= L) {
+            square[l] = get(from);
+          } else {
+            T padded[L] = {};
+            std::memcpy(padded, from, static_cast<size_t>(count) * sizeof(T));
+            square[l] = get(padded);
+          }
+        }
+        transpose(square);
+        for (int64_t j = 0; j < count; ++j) {
+          W* place = to + ((q + j) * t.inner + i) / P * nr + (o - o0);
+          if constexpr (P == 1) {
+            store(place, square[j]);
+          } else if (i % P == 0) {
+            before[q + j] = square[j];
+          } else {
+            const Words<W> both = before[q + j] | square[j] << 16;
+            std::memcpy(static_cast<void*>(place), &both, sizeof both);
+          }
+        }
+      }
 }
 
 // The weights as they are may serve as rows A[o][k].

@@ -36,7 +36,8 @@ struct WinogradShape {
 };
 
 // Whether it pays: its transforms cost about 200 operations a tile and channel, of 16 · channels that the
-// products take of 36; and U is 16 / 9 of the weights, written and read for few positions in vain.
+// products take of 36; and U is 16 / 9 of the weights, written and read for few positions in vain; for more
+// of them where it does not stay in the last-level cache.
 template <typename W>
 bool winograd_serves(const TapConv& t) {
   const ConvParams& p = *t.p;
@@ -45,7 +46,8 @@ bool winograd_serves(const TapConv& t) {
   };
   if (!std::is_same_v<W, float> || !same(p.kernel, 1, 3, 3) || !same(p.stride, 1, 1, 1)) return false;
   if (!same(p.dilation, 1, 1, 1) || p.in.d != 1 || p.out.d != 1 || p.pad.d != 0) return false;
-  return p.channels_last && t.inner >= 32 && t.outer >= 32 && p.n * volume(t.result) >= 192;
+  const int64_t least = t.inner * t.outer * kElements * int64_t{4} <= int64_t{16} << 20 ? 192 : 512;
+  return p.channels_last && t.inner >= 32 && t.outer >= 32 && p.n * volume(t.result) >= least;
 }
 
 inline WinogradShape winograd_shape(const TapConv& t, const TapAxes& a) {

@@ -146,6 +146,16 @@ void fill_band(const Band& b, const TapAxes& a, const Extent& size, bool channel
   }
 }
 
+// Elements of A that hold the offset of every tap within a band.
+template <typename A>
+int64_t offset_elements(const ConvParams& p) {
+  return round_up(volume(p.kernel) * static_cast<int64_t>(sizeof(int64_t) / sizeof(A) + 1), 16);
+}
+void fill_offsets(const TapConv& t, const TapAxes& a, const Band& b, int64_t* offsets) {
+  for (int64_t tap = 0; tap < tap_count(a); ++tap)
+    offsets[tap] = band_offset(b, a, tap_at(t, a, tap), 0, t.p->channels_last);
+}
+
 }  // namespace
 }  // namespace cpu
 }  // namespace fastops

@@ -1,5 +1,5 @@
-// Depthwise convolution on the CPU, forward, input gradient and weight gradient; and channels_last
-// convolution with small groups.
+// Depthwise convolution on the CPU, forward and input gradient; and channels_last convolution with small
+// groups.
 //
 // Few multiplications per element: the work is loads. A band of source rows is converted and padded
 // once (band.h), then every result is a register sum over its taps, four vectors at a time, so that
@@ -16,21 +16,6 @@
 namespace fastops {
 namespace cpu {
 namespace {
-
-// Fewer tasks than this: images are split into ranges of rows in the weight gradient.
-constexpr int64_t kMinTasks = 16;
-
-// Elements of A that hold the offset of every tap within a band.
-template <typename A>
-int64_t offset_elements(const ConvParams& p) {
-  return round_up(volume(p.kernel) * static_cast<int64_t>(sizeof(int64_t) / sizeof(A) + 1), 16);
-}
-void fill_offsets(const TapConv& t, const TapAxes& a, const Band& b, int64_t* offsets) {
-  for (int64_t tap = 0; tap < tap_count(a); ++tap)
-    offsets[tap] = band_offset(b, a, tap_at(t, a, tap), 0, t.p->channels_last);
-}
-
-// ---- forward and input gradient --------------------------------------------------------------------
 
 // Elements from one row of sums to the next. Vector stores may reach past the last position.
 template <typename A>
@@ -312,131 +297,6 @@ void run(const TapConv& t, const T* source, const T* w, const T* bias, T* result
   }
 }
 
-// ---- weight gradient -------------------------------------------------------------------------------
-
-// Row ranges per image, so that there are enough tasks; each has its own partial sums.
-template <typename A>
-int64_t row_splits(const ConvParams& p, const Band& b) {
-  const int64_t tasks = p.n * ceil_div(p.k, b.block), bands = ceil_div(p.out.h, b.rows);
-  return imin(bands, ceil_div(kMinTasks, imax(1, tasks)));
-}
-
-// Scratch of one thread: the band, one row of dy, and vector sums per tap (and channel of the block).
-template <typename A>
-int64_t weight_scratch(const TapAxes& a, const Band& b) {
-  return round_up(b.elements, 16) + round_up((a.w.grid + 4 * kLanes<A>)*b.block, 16) +
-         round_up(tap_count(a) * imax(b.block, kLanes<A>), 16);
-}
-
-// sums[tap] += dy · x over one row, lane by lane, for up to four taps along W at once.
-template <typename A>
-void weight_row(const TapAxes& a, const Band& b, bool last, const A* dy, const A* band,
-                const int64_t* offsets, A* sums) {
-  constexpr int64_t L = kLanes<A>;
-  const int64_t unit = imax(b.block, L), step = last ? a.w.step * b.block : L;
-  const int64_t count = last ? a.w.grid : a.w.grid / L, dy_step = last ? b.block : L;
-  for (int64_t c = 0; c < unit; c += L)
-    for (int64_t line = 0; line < a.d.taps * a.h.taps; ++line)
-      for (int64_t tw = 0; tw < a.w.taps; tw += 4) {
-        const int64_t some = imin(4, a.w.taps - tw), first = line * a.w.taps + tw;
-        const A* from[4];
-        Vec<A> s[4] = {};  // of this row alone: short sums keep the rounding error small
-        for (int64_t j = 0; j < 4; ++j) {
-          const int64_t tap = first + imin(j, some - 1);
-          from[j] = band + offsets[tap] + (last ? c : 0);
-        }
-        for (int64_t x = 0; x < count; ++x) {
-          const Vec<A> g = load(dy + x * dy_step + (last ? c : 0));
-          s[0] += g * load(from[0] + x * step);
-          s[1] += g * load(from[1] + x * step);
-          s[2] += g * load(from[2] + x * step);
-          s[3] += g * load(from[3] + x * step);
-        }
-        if (!last && a.w.grid % L != 0) {  // masked: 0 × inf past the end must not count
-          const int64_t rest = a.w.grid % L;
-          const Vec<A> g = load(dy + count * L);
-          for (int64_t j = 0; j < 4; ++j) s[j] += g * keep_first_lanes<A>(load(from[j] + count * L), rest);
-        }
-        for (int64_t j = 0; j < some; ++j) {
-          A* to = sums + (first + j) * unit + c;
-          store(to, load(to) + s[j]);
-        }
-      }
-}
-
-template <typename T>
-void run_weight_grad(const ConvParams& p, const T* dy, const T* x, T* dw, Acc<T>* memory, int threads) {
-  using A = Acc<T>;
-  const TapConv t = tap_conv(p, false);
-  const TapAxes a = tap_axes(t, 0);
-  const bool last = p.channels_last;
-  const int64_t taps = tap_count(a);
-  const bool nothing = p.n == 0 || grid_size(a) == 0;
-  const Band b = make_band<A>(a, last, p.k);
-  const int64_t blocks = ceil_div(p.k, b.block), splits = nothing ? 0 : row_splits<A>(p, b);
-  const int64_t padded = blocks * b.block, scratch_size = round_up(weight_scratch<A>(a, b), 16);
-  int64_t* offsets = reinterpret_cast<int64_t*>(memory);
-  A* partial = memory + offset_elements<A>(p);  // [n][split][tap][channel]
-  A* scratch = partial + round_up(p.n * splits * taps * padded, 16);
-  const int64_t bands = ceil_div(p.out.h, b.rows), per_split = nothing ? 0 : ceil_div(bands, splits);
-  if (!nothing) fill_offsets(t, a, b, offsets);
-
-  const int64_t work = per_split * b.rows * a.w.grid * a.d.grid * b.block * (taps + 2) / kLanes<A>;
-  parallel_for(threads, p.n * blocks * splits, work, [&](int64_t task, int slot) {
-    const int64_t split = task % splits, block = task / splits % blocks, n = task / splits / blocks;
-    const int64_t k0 = block * b.block, count = imin(b.block, p.k - k0), unit = imax(b.block, kLanes<A>);
-    A* band = scratch + slot * scratch_size;
-    A* line = band + round_up(b.elements, 16);
-    A* sums = line + round_up((a.w.grid + 4 * kLanes<A>)*b.block, 16);
-    zero_row(sums, taps * unit);
-    zero_row(line, (a.w.grid + 4 * kLanes<A>)*b.block);
-    for (int64_t gd = 0; gd < a.d.grid; ++gd)
-      for (int64_t j = split * per_split; j < imin((split + 1) * per_split, bands); ++j) {
-        const int64_t row = j * b.rows, rows = imin(b.rows, a.h.grid - row);
-        fill_band(b, a, p.in, last, x + n * volume(p.in) * p.c, p.c, gd, row, {1, t.outer}, k0, count, 0,
-                  band);
-        for (int64_t y = 0; y < rows; ++y) {
-          const int64_t at = (gd * p.out.h + row + y) * p.out.w;
-          if (last)
-            for (int64_t w = 0; w < a.w.grid; ++w)
-              copy_row(dy + (n * volume(p.out) + at + w) * p.k + k0, 1, line + w * b.block, count);
-          else
-            copy_row(dy + (n * p.k + k0) * volume(p.out) + at, 1, line, a.w.grid);
-          weight_row(a, b, last, line, band + y * band_row_step(b, a), offsets, sums);
-        }
-      }
-    A* to = partial + (n * splits + split) * taps * padded + k0;
-    for (int64_t tap = 0; tap < taps; ++tap) {
-      if (last) {
-        copy_row(sums + tap * unit, 1, to + tap * padded, count);
-      } else {
-        A sum = 0;
-        for (int64_t l = 0; l < kLanes<A>; ++l) sum += sums[tap * unit + l];
-        to[tap * padded] = sum;
-      }
-    }
-  });
-
-  parallel_for(threads, p.k, taps * (p.n * splits + 1), [&](int64_t k, int) {
-    for (int64_t tap = 0; tap < taps; ++tap) {
-      A sum = 0;
-      for (int64_t part = 0; part < p.n * splits; ++part) sum += partial[(part * taps + tap) * padded + k];
-      dw[k * t.w_outer + tap * t.w_tap] = from_acc<T>(sum);
-    }
-  });
-}
-
-template <typename T>
-int64_t weight_grad_elements(const ConvParams& p, int threads) {
-  using A = Acc<T>;
-  const TapAxes a = tap_axes(tap_conv(p, false), 0);
-  if (p.n == 0 || grid_size(a) == 0) return offset_elements<A>(p);
-  const Band b = make_band<A>(a, p.channels_last, p.k);
-  const int64_t padded = ceil_div(p.k, b.block) * b.block;
-  return offset_elements<A>(p) + round_up(p.n * row_splits<A>(p, b) * tap_count(a) * padded, 16) +
-         threads * round_up(weight_scratch<A>(a, b), 16);
-}
-
 }  // namespace
 
 template <>
@@ -471,26 +331,6 @@ void depthwise_conv<kIsa>(const ConvParams& p, bool input_grad, const void* sour
         pays_inside_depthwise<Acc<T>>(t) ? run_inside<T, decltype(call)> : run_as_it_is<T, decltype(call)>;
     through(t, static_cast<const T*>(source), static_cast<T*>(result), static_cast<Acc<T>*>(workspace),
             threads, call);
-  });
-}
-
-template <>
-int64_t depthwise_weight_grad_workspace<kIsa>(const ConvParams& p, int threads) {
-  int64_t bytes = 0;
-  dispatch_floating(p.dtype, [&](auto type) {
-    using T = typename decltype(type)::type;
-    bytes = weight_grad_elements<T>(p, threads) * static_cast<int64_t>(sizeof(Acc<T>));
-  });
-  return bytes;
-}
-
-template <>
-void depthwise_weight_grad<kIsa>(const ConvParams& p, const void* dy, const void* x, void* dw,
-                                 void* workspace, int threads) {
-  dispatch_floating(p.dtype, [&](auto type) {
-    using T = typename decltype(type)::type;
-    run_weight_grad(p, static_cast<const T*>(dy), static_cast<const T*>(x), static_cast<T*>(dw),
-                    static_cast<Acc<T>*>(workspace), threads);
   });
 }
 

@@ -9,9 +9,12 @@
 //   NCHW: positions. Rows of dy are copied; those of x as well, and then transposed.
 //   channels_last: channels. Both are packed position by position.
 // Small weights are also split over the positions; the partial sums are added in a fixed order.
+#include <atomic>
+
 #include "../conv.h"
 #include "conv_depthwise.h"
 #include "conv_weights.h"
+#include "conv_winograd_weight_grad.h"
 #include "parallel.h"
 
 namespace fastops {
@@ -359,11 +362,14 @@ template <>
 int64_t conv_weight_grad_workspace<kIsa>(const ConvParams& p, int threads) {
   if (few_channels_per_group(p)) return depthwise_weight_grad_workspace<kIsa>(p, threads);
   int64_t bytes = 0;
-  dispatch_words(p.dtype, [&](auto, auto word) {
+  dispatch_words(p.dtype, [&](auto type, auto word) {
     using W = typename decltype(word)::type;
     const TapConv t = tap_conv(p, false);
     const Division d = divide<W>(t, merge_rows(tap_axes(t, 0)));
-    bytes = (partial_words(t, d) + threads * scratch_words<W>(d)) * static_cast<int64_t>(sizeof(W));
+    int64_t words = partial_words(t, d) + threads * scratch_words<W>(d);
+    if (winograd_weight_grad_serves<W>(p))
+      words = imax(words, winograd_weight_grad_words<typename decltype(type)::type>(p, threads));
+    bytes = words * static_cast<int64_t>(sizeof(W));
   });
   return bytes;
 }
@@ -375,8 +381,14 @@ void conv_weight_grad<kIsa>(const ConvParams& p, const void* dy, const void* x, 
   if (few_channels_per_group(p)) return depthwise_weight_grad<kIsa>(p, dy, x, dw, workspace, threads);
   dispatch_words(p.dtype, [&](auto type, auto word) {
     using T = typename decltype(type)::type;
-    run<T, typename decltype(word)::type>(p, static_cast<const T*>(dy), static_cast<const T*>(x),
-                                          static_cast<T*>(dw), workspace, threads);
+    using W = typename decltype(word)::type;
+    const T *from_dy = static_cast<const T*>(dy), *from_x = static_cast<const T*>(x);
+    T* to = static_cast<T*>(dw);
+    if constexpr (std::is_same_v<W, float>)
+      if (winograd_weight_grad_serves<W>(p) &&
+          run_winograd_weight_grad(p, from_dy, from_x, to, workspace, threads))
+        return;
+    run<T, W>(p, from_dy, from_x, to, workspace, threads);
   });
 }
 

@@ -6,6 +6,8 @@ import dataclasses
 import json
 import math
 import types
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -83,21 +85,25 @@ def test_contenders() -> None:
 
 
 def test_what_is_set_around_a_call() -> None:
-    """In each call of a work, and no longer; the setting of before comes back."""
+    """In each call of a work, and no longer."""
     row = Conv("", 1, 8, 8, 3, 8).row()
     operands = layers.operands(row, torch.float32, torch.contiguous_format, "cpu")
-    seen = []
+    within, seen = [False], []
+
+    @contextmanager
+    def around() -> Iterator[None]:
+        within[0] = True
+        yield
+        within[0] = False
 
     def conv2d(*args: Tensor, **options: Any) -> Tensor:
-        seen.append(torch.backends.cudnn.benchmark)
+        seen.append(within[0])
         return torch.nn.functional.conv2d(*args, **options)
 
-    by = dataclasses.replace(
-        contenders.every("cuda")["torch, heuristics"], functions=types.SimpleNamespace(conv2d=conv2d)
-    )
-    with torch.backends.cudnn.flags(benchmark=True):
-        layers.work_of(row, "training", by, [operands])(0)
-        assert seen == [False, False] and torch.backends.cudnn.benchmark
+    by = contenders.Contender("", types.SimpleNamespace(conv2d=conv2d), around)
+    for name in ("training", "inference", "weight_grad"):
+        layers.work_of(row, name, by, [operands])(0)
+    assert seen == [True] * 4 and within == [False]  # training: to know the result's shape, and then
 
 
 def test_other_contenders_have_columns() -> None:

@@ -10,8 +10,6 @@
 // The input gradient is the same problem with source and result exchanged, once per stride phase.
 //
 // Both take words (words.h): numbers in the type of the sums, or pairs of bf16 as they lie in memory.
-#include <algorithm>
-
 #include "../conv.h"
 #include "conv_depthwise.h"
 #include "conv_inside.h"
@@ -205,7 +203,7 @@ void run_winograd(const Call<T, float>& call, void* direct, float* memory, int t
     const int64_t g = task / blocks;
     winograd_weights(t, a, s, call.unpacked + weight_group(t, g), task % blocks * block, u + g * s.weights);
   });
-  std::fill(marks, marks + rows, uint8_t{0});
+  for (int64_t row = 0; row < rows; ++row) marks[row] = 0;
   const Winograd<T> winograd = {t, a, s, call.source, call.result, call.bias, call.channels_stride, marks};
   const int64_t tiles = rows * s.tile_columns, tasks = t.p->groups * s.blocks * s.parts;
   parallel_for(threads, tasks, s.tiles * s.outer * t.inner * 2, [&](int64_t task, int slot) {
@@ -214,8 +212,9 @@ void run_winograd(const Call<T, float>& call, void* direct, float* memory, int t
                    imin((part + 1) * s.outer, t.outer), u + g * s.weights,
                    scratch + slot * round_up(s.scratch, 16));
   });
-  if (std::any_of(marks, marks + rows, [](uint8_t mark) { return mark != 0; }))
-    run_direct(call, direct, marks, threads);
+  bool any = false;
+  for (int64_t row = 0; row < rows; ++row) any |= marks[row] != 0;
+  if (any) run_direct(call, direct, marks, threads);
 }
 
 template <typename T, typename W>

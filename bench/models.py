@@ -80,7 +80,7 @@ def measured(device: str, end: float = math.inf) -> Iterator[dict[str, Any]]:
         works: dict[str, dict[str, measure.Work]] = {"training": {}, "inference": {}}
         x = torch.randn(shape, device=device, dtype=dtype).contiguous(memory_format=memory_format)
         torch._dynamo.reset()
-        # A block is compiled anew for each width and for training; past a limit dynamo would leave it to eager.
+        # A block is compiled for each width, and for training; past a limit dynamo would leave it to eager.
         torch._dynamo.config.cache_size_limit = 64
         for by in BY:
             model = copy.deepcopy(original).to(device, dtype, memory_format=memory_format)

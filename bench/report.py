@@ -199,11 +199,11 @@ weight gradients of two contiguous rows (64→256 1×1 and N1 64→64 3×3: hopp
 
 
 ON_A_CPU = """One image, two threads, on two cores of an AMD Zen 4 with AVX-512 that other machines share
-(one thread: below, some of the rows, at random); torch with the oneDNN that it brings. The wall clock; data
-that the caches do not hold. *error*: ‖y − y64‖ / ‖y64‖ against fp64; *workspace*: of torch's allocator, beside
-the results, without what oneDNN takes from malloc. *wrong*: more than 10 % beyond what this run's copy or
-products reached; such a case does not count as a win. *GFLOP/s* counts the plain sum's operations also where
-Winograd needs 16 of 36; the roof counts the fewer.
+(one thread: below, some of the rows, at random); torch with the oneDNN that it brings. The wall clock;
+data that the caches do not hold. *error*: ‖y − y64‖ / ‖y64‖ against fp64; *workspace*: of torch's
+allocator, beside the results, without what oneDNN takes from malloc. *wrong*: more than 10 % beyond what
+this run's copy or products reached; such a case does not count as a win. *GFLOP/s* counts the plain sum's
+operations also where Winograd needs 16 of 36; the roof counts the fewer.
 
 ![The ratio of every case on the CPU](performance-cpu.png)
 

@@ -34,8 +34,17 @@ from bench.rows import rows
 # One of each op, on a small image.
 QUICK = r"N\d+ (512→512|960→960|adaptive avg 2048×7|max 3×3|avg 2|unpool|2048×7|nearest 256|bilinear 21)"
 SUITES = ["layers", "quick", "host", "models", "memory", "scaling", "all"]
-# Of "all": the part of the time by which each must have ended. The last one has what is left.
-SHARES = {"layers": 0.5, "host": 0.6, "scaling": 0.7, "models": 0.85, "contenders": 1.0}
+# Of "all": the file, its suite, what it is asked, and the part of the time by which it must have ended; a
+# model that is being compiled then may take a while. The last one has what is left.
+ALL: list[tuple[str, str, dict[str, str], float]] = [
+    ("layers", "layers", {}, 0.35),
+    ("layers-fp16", "layers", {"dtypes": "fp16"}, 0.45),
+    ("host", "host", {}, 0.5),
+    ("scaling", "scaling", {}, 0.6),
+    ("memory", "memory", {}, 0.65),
+    ("models", "models", {}, 0.75),
+    ("contenders", "layers", {"by": "all"}, 1.0),
+]
 
 
 def arguments() -> argparse.Namespace:
@@ -116,8 +125,8 @@ def run(options: argparse.Namespace, suite: str, out: Path, first: dict[str, Any
         ),
         "host": lambda: (host.measured(options.device), host.table),
         "models": lambda: (models.measured(options.device, end), models.table),
-        "memory": lambda: (memory.measured(options.device), memory.table),
-    }[{"quick": "layers", "contenders": "layers"}.get(suite, suite)]()
+        "memory": lambda: (memory.measured(options.device, end), memory.table),
+    }[suite]()
     out.parent.mkdir(parents=True, exist_ok=True)
     records = []
     with out.open("w") as file:
@@ -141,15 +150,14 @@ def main() -> int:
         first = machine.describe(options.device)
         first["ceilings"] = machine.ceilings(options.device, threads_of(options))
         if options.suite != "all":
-            records = run(options, options.suite, options.out, first, begin + seconds)
+            suite = "layers" if options.suite == "quick" else options.suite
+            records = run(options, suite, options.out, first, begin + seconds)
             failed = any(r.get("by") == "fastops" and "error" in r for r in records)
             return int(failed and options.suite == "quick")
         options.shuffle = True  # should the time end, no op has gone without
-        for suite, share in SHARES.items():
-            options.by = "all" if suite == "contenders" else "fastops,torch"
-            run(
-                options, suite, options.out.with_suffix("") / f"{suite}.jsonl", first, begin + share * seconds
-            )
+        for name, suite, asked, share in ALL:
+            more = argparse.Namespace(**{**vars(options), **asked})
+            run(more, suite, options.out.with_suffix("") / f"{name}.jsonl", first, begin + share * seconds)
     return 0
 
 

@@ -7,6 +7,8 @@ shapes alone, on any machine and without waiting. The peak is the allocator's.
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -55,9 +57,11 @@ def peak(row: Row, functions: Any, dtype: torch.dtype, layout: str) -> int:
     return measure.memory(train, "cuda")["peak"]
 
 
-def measured(device: str) -> Iterator[dict[str, Any]]:
-    """One record per row, layout and contender."""
+def measured(device: str, end: float = math.inf) -> Iterator[dict[str, Any]]:
+    """One record per row, layout and contender; no new row after `end` (monotonic)."""
     for row in ROWS:
+        if time.monotonic() > end:
+            return
         dtype = row.dtypes[0]
         for layout in LAYOUTS:
             for by, functions in FUNCTIONS.items():

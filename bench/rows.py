@@ -19,7 +19,7 @@ Call = Callable[[Any, list[Tensor]], Tensor]
 
 TRAINING = "training"  # a forward and a backward pass with all gradients
 CONV, GRADIENT = ("forward", "input_grad", "weight_grad"), ("forward", "backward")
-BF16, FP32 = torch.bfloat16, torch.float32
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Row:
     traffic: dict[str, float] = field(default_factory=dict)
     flops: dict[str, float] = field(default_factory=dict)
     positions: float = 0.0  # bytes of positions that a forward writes, or that both passes read
-    dtypes: tuple[torch.dtype, ...] = (BF16, FP32)
+    dtypes: tuple[torch.dtype, ...] = (BF16, FP16, FP32)  # the first, unless others are asked for
     tf32: bool = False
     winograd: bool = False  # its products may be done with 16 of 36 multiplications, by F(2 × 2, 3 × 3)
     indices: bool = False  # the second operand is max_pool2d's positions of a larger image
@@ -140,7 +140,7 @@ class Conv:
             operands,
             traffic=traffic,
             flops=dict.fromkeys(CONV, flops),
-            dtypes=(self.dtype,),
+            dtypes=(BF16, FP16) if self.dtype is BF16 else (self.dtype,),
             tf32=self.tf32,
             winograd=(self.kernel, self.stride, self.dilation) == (3, 1, 1) and self.c // self.groups > 1,
         )

@@ -282,3 +282,22 @@ def test_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert compare.main([*names, "--threshold", "2"]) == 0
     files[1].write_text("\n".join(map(json.dumps, a_run(same=0.5, faster=0.1, mended=1.0))))
     assert compare.main(names) == 0  # what is faster is none
+
+
+# ---- every suite ------------------------------------------------------------------------------------
+
+
+def test_all_is_every_suite() -> None:
+    """Each within its part of the time, the last one to its end."""
+    from bench import __main__ as command
+
+    assert {suite for _, suite, _, _ in command.ALL} == {*command.SUITES} - {"all", "quick"}
+    shares = [share for *_, share in command.ALL]
+    assert shares == sorted(shares) and shares[-1] == 1.0
+    assert len({name for name, *_ in command.ALL}) == len(command.ALL)
+
+
+def test_fp16_is_measured_where_it_is_asked_for() -> None:
+    """By default a row has one dtype, so that the table of a GPU is not three."""
+    assert all(row.dtypes[0] is not torch.float16 for row in ROWS)
+    assert sum(torch.float16 in row.dtypes for row in ROWS) > len(ROWS) - 5

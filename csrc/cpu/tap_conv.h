@@ -150,9 +150,12 @@ inline void copy_row(const BFloat16* from, int64_t step, BFloat16* to, int64_t c
 // Mostly a few elements of padding, for which a call of memset, as compilers make of a loop, takes too long.
 template <typename A>
 inline void zero_row(A* to, int64_t count) {
+  constexpr int size = static_cast<int>(sizeof(A));
   static constexpr A zeros[16] = {};
-  for (; count > 16; count -= 16, to += 16) copy_elements(zeros, to, 16);
-  copy_elements(zeros, to, count);
+  for (; count >= 16; count -= 16, to += 16) std::memcpy(static_cast<void*>(to), zeros, sizeof zeros);
+  if (count >= 8) return copy_vectors<8 * size>(zeros, to, count);
+  if (count >= 4) return copy_vectors<4 * size>(zeros, to, count);
+  for (int64_t i = 0; i < count; ++i) to[i] = A{};
 }
 
 // to[i · step] = from[i], rounded.

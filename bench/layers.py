@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -123,13 +124,12 @@ def errors(
     tensors = operands(row, dtype, LAYOUTS[layout], device)
     exact = [t.double() if t.is_floating_point() else t for t in tensors]
     found: dict[str, dict[str, float]] = {each.name: {} for each in by}
-    try:  # fp64 may not fit; the times are wanted all the same
+    with suppress(Exception):  # fp64 may not fit; the times are wanted all the same
         reference = work_of(row, name, Contender("torch"), [exact], dtype)(0)
         for each in by:
-            result = work_of(row, name, each, [tensors])(0)
-            found[each.name] = {"error_fp64": _difference(result, reference)}
-    except Exception:
-        pass
+            with suppress(Exception):
+                result = work_of(row, name, each, [tensors])(0)
+                found[each.name] = {"error_fp64": _difference(result, reference)}
     return found
 
 
@@ -190,9 +190,11 @@ def measured(
             *(row, name, dtype, layout, device, 1e10 if device == "cpu" else 1e12),
             [each for each in by if each.name in works],
         ).items():
-            records[each] |= found | measure.memory(works[each], device)
-            if device == "cuda":
-                records[each]["host_seconds"] = measure.host_seconds(works[each], calls=20, rounds=3)
+            records[each] |= found
+            with suppress(Exception):  # what does not fit once more has its times still
+                records[each] |= measure.memory(works[each], device)
+                if device == "cuda":
+                    records[each]["host_seconds"] = measure.host_seconds(works[each], calls=20, rounds=3)
     timer = measure.on_gpu if device == "cuda" else measure.on_cpu
     try:
         times: dict[str, Time] = timer(works, len(sets), rounds=rounds, round_seconds=round_seconds)

@@ -108,12 +108,11 @@ def measured(device: str, end: float = math.inf) -> Iterator[dict[str, Any]]:
                 try:
                     work(0)
                     measure.wait(device)
+                    records[by]["cold"] = time.perf_counter() - begin
+                    records[by] |= measure.memory(work, device)
                 except Exception as error:  # such as a compiler that is not there
                     records[by]["error"] = f"{type(error).__name__}: {str(error)[:300]}"
                     del contenders[by]
-                    continue
-                records[by]["cold"] = time.perf_counter() - begin
-                records[by] |= measure.memory(work, device)
             try:
                 times = timer(contenders, 1, rounds=3, round_seconds=0.1)
             except Exception as error:

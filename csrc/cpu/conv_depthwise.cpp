@@ -124,25 +124,8 @@ void add_blocks(const BandSum<A>& s, const Lines& lines, int64_t block) {
           const int64_t first = line * taps + (backwards ? taps - 1 : 0);
           const A* from = s.band + y * s.band_row + x * step * block + c + s.offsets[first];
           const A* weights = s.weights + first * block + c;
-          int64_t tap = 0;
-          for (; tap + K <= taps; tap += K) {
-            Vec<A> weight[K];
-#pragma GCC unroll 8
-            for (int k = 0; k < K; ++k) weight[k] = load(weights + (tap + k) * weight_step);
-#pragma GCC unroll 24
-            for (int i = 0; i < (P - 1) * step + K; ++i) {
-              const Vec<A> value = load(from + (tap + i) * block);
-#pragma GCC unroll 8
-              for (int k = 0; k < K; ++k)
-                if (i >= k && (i - k) % step == 0 && (i - k) / step < P)
-                  sum[(i - k) / step] += weight[k] * value;
-            }
-          }
-          for (; tap < taps; ++tap) {
-            const Vec<A> weight = load(weights + tap * weight_step);
-#pragma GCC unroll 8
-            for (int u = 0; u < P; ++u) sum[u] += weight * load(from + (tap + u * step) * block);
-          }
+          add_line<K, step, A>(sum, taps, weights, weight_step,
+                               [&](int64_t i) { return load(from + i * block); });
         });
 #pragma GCC unroll 8
         for (int u = 0; u < P; ++u) store(to + u * block, sum[u] + load(s.bias + c));
@@ -171,15 +154,8 @@ template <typename A>
 void add_any_blocks(const BandSum<A>& s, const Lines& lines, int64_t block) {
   const TapAxis& w = lines.a.w;
   const bool neighbours = w.off_step == 1 || w.off_step == -1 || w.taps == 1;
-  const auto with_step = [&](auto k) {
-    constexpr int K = decltype(k)::value;
-    return w.step == 1 ? add_blocks<K, 1>(s, lines, block) : add_blocks<K, 2>(s, lines, block);
-  };
   if (!neighbours || w.step > 2) return add_blocks_apart(s, block, w.step);
-  if (w.taps == 3) return with_step(std::integral_constant<int, 3>{});
-  if (w.taps == 5) return with_step(std::integral_constant<int, 5>{});
-  if (w.taps == 7) return with_step(std::integral_constant<int, 7>{});
-  with_step(std::integral_constant<int, 4>{});
+  with_line(w, [&](auto k, auto step) { add_blocks<k.value, step.value>(s, lines, block); });
 }
 
 // The weights of a phase as [block of result channels][i][tap][channel of the block].

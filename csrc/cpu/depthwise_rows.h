@@ -23,6 +23,54 @@ inline bool served_by_rows(const TapConv& t, const TapAxes& a) {
          a.w.taps <= kMaxTileTaps;
 }
 
+// Adds a line of taps to P sums: column(i) are the elements under tap i of the first, which those `step`
+// columns on have under tap i − step. K taps at a time, then the rest one by one.
+template <int K, int step, typename A, typename Column>
+__attribute__((always_inline)) inline void add_line(Vec<A> (&sum)[kPositionsAtOnce], int64_t taps,
+                                                    const A* weights, int64_t weight_step, Column column) {
+  constexpr int P = kPositionsAtOnce;
+  int64_t tap = 0;
+  for (; tap + K <= taps; tap += K) {
+    Vec<A> weight[K];
+#pragma GCC unroll 8
+    for (int k = 0; k < K; ++k) weight[k] = load(weights + (tap + k) * weight_step);
+#pragma GCC unroll 24
+    for (int i = 0; i < (P - 1) * step + K; ++i) {
+      const Vec<A> value = column(tap + i);
+#pragma GCC unroll 8
+      for (int k = 0; k < K; ++k)
+        if (i >= k && (i - k) % step == 0 && (i - k) / step < P) sum[(i - k) / step] += weight[k] * value;
+    }
+  }
+  for (; tap < taps; ++tap) {
+    const Vec<A> weight = load(weights + tap * weight_step);
+#pragma GCC unroll 8
+    for (int u = 0; u < P; ++u) sum[u] += weight * column(tap + u * step);
+  }
+}
+
+// Calls f(K, step), constants, with the K that suits a line's taps, for steps of 1 and 2.
+template <typename F>
+inline void with_line(const TapAxis& w, F f) {
+  const auto with_step = [&](auto k) {
+    w.step == 2 ? f(k, std::integral_constant<int, 2>{}) : f(k, std::integral_constant<int, 1>{});
+  };
+  switch (w.taps) {
+    case 1:
+      return with_step(std::integral_constant<int, 1>{});
+    case 2:
+      return with_step(std::integral_constant<int, 2>{});
+    case 3:
+      return with_step(std::integral_constant<int, 3>{});
+    case 5:
+      return with_step(std::integral_constant<int, 5>{});
+    case 7:
+      return with_step(std::integral_constant<int, 7>{});
+    default:
+      return with_step(std::integral_constant<int, 4>{});
+  }
+}
+
 // Rows [row, row + rows) of grid slice gd of image n; channels [r0, r0 + count).
 template <typename T>
 struct RowsTask {
@@ -73,25 +121,7 @@ __attribute__((always_inline)) inline void depthwise_tile(const RowsTask<T>& s, 
       const int64_t first = (d * a.h.taps + h) * taps + (backwards ? taps - 1 : 0);
       const A* weights = s.weights + first * s.block + c;
       const auto add = [&](auto column) __attribute__((always_inline)) {
-        int64_t tap = 0;
-        for (; tap + K <= taps; tap += K) {
-          Vec<A> weight[K];
-#pragma GCC unroll 8
-          for (int k = 0; k < K; ++k) weight[k] = load(weights + (tap + k) * weight_step);
-#pragma GCC unroll 24
-          for (int i = 0; i < (P - 1) * step + K; ++i) {
-            const Vec<A> value = column(tap + i);
-#pragma GCC unroll 8
-            for (int k = 0; k < K; ++k)
-              if (i >= k && (i - k) % step == 0 && (i - k) / step < P)
-                sum[(i - k) / step] += weight[k] * value;
-          }
-        }
-        for (; K > 3 && tap < taps; ++tap) {
-          const Vec<A> weight = load(weights + tap * weight_step);
-#pragma GCC unroll 8
-          for (int u = 0; u < P; ++u) sum[u] += weight * column(tap + u * step);
-        }
+        add_line<K, step, A>(sum, taps, weights, weight_step, column);
       };
       if (interior) {
         add([&](int64_t i) { return get(from + i * channels); });
@@ -133,24 +163,7 @@ void depthwise_tiles(const RowsTask<T>& s) {
 
 template <typename T>
 void depthwise_rows(const RowsTask<T>& s) {
-  const auto with_step = [&](auto k) {
-    constexpr int K = decltype(k)::value;
-    return s.a.w.step == 2 ? depthwise_tiles<K, 2>(s) : depthwise_tiles<K, 1>(s);
-  };
-  switch (s.a.w.taps) {
-    case 1:
-      return with_step(std::integral_constant<int, 1>{});
-    case 2:
-      return with_step(std::integral_constant<int, 2>{});
-    case 3:
-      return with_step(std::integral_constant<int, 3>{});
-    case 5:
-      return with_step(std::integral_constant<int, 5>{});
-    case 7:
-      return with_step(std::integral_constant<int, 7>{});
-    default:  // the rest one by one
-      return with_step(std::integral_constant<int, 4>{});
-  }
+  with_line(s.a.w, [&](auto k, auto step) { depthwise_tiles<k.value, step.value>(s); });
 }
 
 }  // namespace

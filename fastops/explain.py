@@ -71,11 +71,11 @@ def raw_ops(module: nn.Module, x: Tensor, *, gradients: bool = True) -> list[tup
         name: t.detach().to("meta").requires_grad_(gradients and t.requires_grad) for name, t in state.items()
     }
     like_x = torch.empty_like(x, device="meta").requires_grad_(gradients and x.is_floating_point())
-    with recorded() as calls, torch.set_grad_enabled(gradients):
+    with recorded() as recording, torch.set_grad_enabled(gradients):
         y = torch.func.functional_call(module, meta, (like_x,))
         if isinstance(y, Tensor) and y.requires_grad:
             y.backward(torch.empty_like(y))
-    return calls
+    return [(op, params) for op, params, _ in recording.launches]
 
 
 def plan_line(plan: _C.ConvPlan) -> str:

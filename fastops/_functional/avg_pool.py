@@ -13,6 +13,7 @@ from fastops.arguments import IntPair, hashable
 from fastops.ops import pool
 from fastops.ops.autograd import call
 from fastops.ops.library import cached
+from fastops.ops.replay import replayed
 
 
 @cached(typed=True)  # typed: 2.0 must not find the entry of 2
@@ -36,6 +37,7 @@ def _avg_pool_spec(
     return pool.AvgPoolSpec(kernel, step, pad, bool(ceil_mode), bool(count_include_pad), divisor_override)
 
 
+@replayed(1)
 def avg_pool2d(
     input: Tensor,
     kernel_size: IntPair,
@@ -77,6 +79,7 @@ def avg_pool2d(
     return y.squeeze(0) if added else y
 
 
+@replayed(1)
 def adaptive_avg_pool2d(input: Tensor, output_size: int | Sequence[int | None] | None) -> Tensor:
     """Average over the windows that divide the input into output_size; torch's function of that name.
 

@@ -12,6 +12,7 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 from fastops import arguments
 from fastops.ops import batch_norm as _batch_norm
 from fastops.ops import sync_batch_norm as _sync_batch_norm
+from fastops.ops.replay import replayed
 
 
 def _batch_norm_parameter(op: str, name: str, t: Tensor | None, x: Tensor) -> None:
@@ -83,6 +84,7 @@ def _check_running_statistics(op: str, name: str, t: Tensor | None) -> None:
         raise RuntimeError(f"{op}: not differentiable wrt {name}, which cannot carry a forward gradient")
 
 
+@replayed(5)
 def batch_norm(
     input: Tensor,
     running_mean: Tensor | None,

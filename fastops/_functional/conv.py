@@ -10,6 +10,7 @@ from fastops.arguments import IntPair, hashable
 from fastops.ops import conv, shapes
 from fastops.ops.autograd import call
 from fastops.ops.library import cached
+from fastops.ops.replay import replayed
 
 
 @cached(typed=True)
@@ -67,6 +68,7 @@ def _checked_conv(op: str, x: Tensor, w: Tensor, b: Tensor | None, groups: int, 
         )
 
 
+@replayed(3, conv.tf32_state)
 def conv2d(
     input: Tensor,
     weight: Tensor,
@@ -130,6 +132,7 @@ def _conv_size(
     return size  # type: ignore[return-value]
 
 
+@replayed(3, conv.tf32_state)
 def conv_transpose2d(
     input: Tensor,
     weight: Tensor,

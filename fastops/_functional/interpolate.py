@@ -15,6 +15,7 @@ from fastops.arguments import hashable
 from fastops.ops import interpolate as resize
 from fastops.ops.autograd import call
 from fastops.ops.library import cached
+from fastops.ops.replay import replayed
 
 INTERPOLATE_MODES = ("nearest", "nearest-exact", "bilinear", "bicubic", "area", "lanczos")
 
@@ -100,6 +101,7 @@ def _exactly(kinds: tuple[type, ...], value: Any) -> bool:
     return value is None or type(value) in kinds
 
 
+@replayed(1)
 def interpolate(
     input: Tensor,
     size: int | Sequence[int] | None = None,

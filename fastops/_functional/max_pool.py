@@ -15,6 +15,7 @@ from fastops.arguments import IntPair, hashable
 from fastops.ops import max_pool
 from fastops.ops.autograd import call
 from fastops.ops.library import cached
+from fastops.ops.replay import replayed
 
 
 @cached(typed=True)
@@ -42,6 +43,7 @@ def _max_pool(x: Tensor, added: bool, spec: max_pool.Spec, return_indices: bool)
     return (y, indices) if return_indices else y
 
 
+@replayed(1)
 def max_pool2d(
     input: Tensor,
     kernel_size: IntPair,
@@ -80,6 +82,7 @@ def max_pool2d(
     return _max_pool(x, added, spec, bool(return_indices))
 
 
+@replayed(1)
 def max_pool2d_with_indices(
     input: Tensor,
     kernel_size: IntPair,
@@ -105,6 +108,7 @@ def max_pool2d_with_indices(
     return max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, True)  # type: ignore[return-value]
 
 
+@replayed(1)
 def adaptive_max_pool2d(
     input: Tensor, output_size: int | Sequence[int | None] | None, return_indices: bool = False
 ) -> Tensor | tuple[Tensor, Tensor]:
@@ -124,6 +128,7 @@ def adaptive_max_pool2d(
     return _max_pool(x, added, adaptive_spec(op, x, output_size), bool(return_indices))
 
 
+@replayed(1)
 def adaptive_max_pool2d_with_indices(
     input: Tensor, output_size: int | Sequence[int | None] | None, return_indices: bool = False
 ) -> tuple[Tensor, Tensor]:
@@ -171,6 +176,7 @@ def _unpool_output_size(
     return chosen  # type: ignore[return-value]
 
 
+@replayed(2)
 def max_unpool2d(
     input: Tensor,
     indices: Tensor,

@@ -99,28 +99,54 @@ def forced(device_type: str) -> str | None:
 
 
 _RECORDER = "recorder"
-_recorded: ContextVar[list[tuple[str, Any]]] = ContextVar("fastops_recorded")
+
+
+class Recording:
+    """What calls do instead of computing."""
+
+    def __init__(self) -> None:
+        self.launches: list[tuple[str, Any, tuple[Tensor | None, ...]]] = []  # raw ops, params, tensors
+        self.made: list[Tensor] = []  # by layout.empty_like
+        self.functions: list[tuple[Any, tuple[Any, ...], Any]] = []  # autograd's, arguments, results
+        self.written: list[Tensor] = []  # arguments that a launch writes to
+        self.more = False  # something else, that has to be done each time
+
+    def launch(self, op: str, params: Any, *tensors: Tensor | None) -> None:
+        self.launches.append((op, params, tensors))
+
+
+_recording: ContextVar[Recording | None] = ContextVar("fastops_recording", default=None)
+# What is recorded now, if anything is.
+recording = _recording.get
 
 
 @contextmanager
-def recorded() -> Iterator[list[tuple[str, Any]]]:
-    """Within this context nothing is computed, on whatever tensors; the list gets the raw op and the params
-    of each launch."""
-    calls: list[tuple[str, Any]] = []
-    tokens = _recorded.set(calls), _forced.set(_RECORDER)
+def recorded() -> Iterator[Recording]:
+    """Within this context nothing is computed, on whatever tensors, but written down."""
+    begun = Recording()
+    tokens = _recording.set(begun), _forced.set(_RECORDER)
     try:
-        yield calls
+        yield begun
     finally:
-        _recorded.reset(tokens[0])
+        _recording.reset(tokens[0])
         _forced.reset(tokens[1])
+
+
+def is_forced() -> bool:
+    """Whether a backend is forced for any calls (or nothing is computed)."""
+    return _forced.get() is not None or bool(_forced_for_autograd)
 
 
 @lru_cache(maxsize=1024)
 def _choose(op: str, device_type: str, forced: str | None) -> Choice:
     if forced == _RECORDER:
-        return Choice(
-            _RECORDER, "nothing is computed", lambda params, *_: _recorded.get().append((op, params))
-        )
+
+        def record(params: Any, *tensors: Tensor | None) -> None:
+            current = recording()
+            assert current is not None
+            current.launch(op, params, *tensors)
+
+        return Choice(_RECORDER, "nothing is computed", record)
     if device_type == "meta":
         return Choice("meta", "meta tensors hold no data", None)
     if forced is None and device_type == "cuda" and ENVIRONMENT:

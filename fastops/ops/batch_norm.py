@@ -13,12 +13,11 @@ from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import increment_version
 
 from fastops import _C
-from fastops.backends import DTYPES, launch
+from fastops.backends import DTYPES, launch, recording
 from fastops.ops import batching, layout
-from fastops.ops.autograd import call, forward_mode_is_on, is_differentiated
+from fastops.ops.autograd import call, forward_mode_is_on, is_differentiated, written
 from fastops.ops.library import is_plain, raw_op
 
 
@@ -72,10 +71,14 @@ def contiguous(t: Tensor | None) -> Tensor | None:
 
 def _updated(running: Tensor, dense: Tensor) -> None:
     """A kernel has written to a running statistic, or to a dense copy of it."""
-    if running is not dense:
+    current = recording()
+    if current is not None:
+        current.written.append(dense)
+        current.more |= running is not dense
+    elif running is not dense:
         running.copy_(dense)
-    elif not running.is_inference():
-        increment_version(running)  # whoever saved it for a backward pass must notice
+    else:
+        written(running)
 
 
 def _normalised(
@@ -90,9 +93,9 @@ def _normalised(
     """(y, mean, invstd); running statistics, which are dense, are updated in training."""
     memory_format = spec.memory_format
     assert memory_format is not None
-    y = torch.empty_like(x, memory_format=memory_format)
-    channels, acc = x.shape[1], accumulator(x)
-    mean, invstd = x.new_empty(channels, dtype=acc), x.new_empty(channels, dtype=acc)
+    y = layout.empty_like(x, x.shape, memory_format)
+    per_channel = (x.shape[1],), layout.CONTIGUOUS, accumulator(x)
+    mean, invstd = layout.empty_like(x, *per_channel), layout.empty_like(x, *per_channel)
     launch(
         "batch_norm",
         batch_norm_params(spec, x.shape, x.dtype),

@@ -79,6 +79,11 @@ def tf32_switch() -> bool:
     return torch._C._get_cudnn_allow_tf32() if _precision is None else _precision("cuda", "conv") == "tf32"
 
 
+def tf32_state(x: Tensor) -> bool:
+    """What else than its arguments a convolution of x goes by."""
+    return x.is_cuda and tf32_switch()
+
+
 def tf32_allowed(x: Tensor) -> bool:
     """Whether torch would multiply x in TF32."""
     return x.dtype is torch.float32 and x.device.type == "cuda" and tf32_switch()

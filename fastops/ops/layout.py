@@ -11,6 +11,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from fastops.backends import recording
+
 CONTIGUOUS = torch.contiguous_format
 CHANNELS_LAST = torch.channels_last
 
@@ -52,10 +54,28 @@ def dense(x: Tensor, memory_format: torch.memory_format) -> Tensor:
     return x if x.is_contiguous(memory_format=memory_format) else x.contiguous(memory_format=memory_format)
 
 
+@lru_cache(maxsize=4096)
+def strides_of(shape: tuple[int, ...], memory_format: torch.memory_format) -> tuple[int, ...]:
+    """The strides of a dense tensor."""
+    last = len(shape) - 1
+    order = range(last, -1, -1) if memory_format is CONTIGUOUS else (1, *range(last, 1, -1), 0)
+    strides, step = [1] * len(shape), 1
+    for d in order:
+        strides[d] = step
+        step *= max(shape[d], 1)
+    return tuple(strides)
+
+
 def empty_like(
     x: Tensor, shape: tuple[int, ...], memory_format: torch.memory_format, dtype: torch.dtype | None = None
 ) -> Tensor:
     """An uninitialised tensor on x's device, of x's dtype unless another is given."""
-    if memory_format is CONTIGUOUS:
-        return x.new_empty(shape, dtype=dtype)  # cheaper than torch.empty by half a microsecond
-    return torch.empty(shape, dtype=dtype or x.dtype, device=x.device, memory_format=memory_format)
+    try:
+        # Cheaper than torch.empty by half a microsecond and more.
+        y = x.new_empty_strided(shape, strides_of(shape, memory_format), dtype=dtype)
+    except TypeError:  # symbolic sizes do not hash
+        y = torch.empty(shape, dtype=dtype or x.dtype, device=x.device, memory_format=memory_format)
+    current = recording()
+    if current is not None:
+        current.made.append(y)
+    return y

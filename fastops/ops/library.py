@@ -24,7 +24,7 @@ OPS: dict[str, OpOfFunction] = {}
 _modes = torch._C._len_torch_dispatch_stack
 _tracing_state = torch._C._get_tracing_state
 _unwrapped = torch._C._functorch.unwrap_if_dead
-_PLAIN = {Tensor, torch.nn.Parameter, type(None)}
+PLAIN = {Tensor, torch.nn.Parameter, type(None)}
 
 # Compilers must not hand an op inputs of other strides than those that its fake has seen.
 _TAGS = tuple(
@@ -36,7 +36,7 @@ _TAGS = tuple(
 
 def is_plain(x: Tensor | None) -> bool:
     """Whether nobody looks on: a kernel may be called on x's memory."""
-    return not (is_compiling() or _modes() or type(x) not in _PLAIN or _tracing_state() is not None)
+    return not (is_compiling() or _modes() or type(x) not in PLAIN or _tracing_state() is not None)
 
 
 # Types of the fields of options as a schema has them. Sizes may be symbolic.
@@ -212,7 +212,7 @@ def raw_op(
             return kinds[type(args[place]) if options else None](*args)
 
         def forward(*args: Any) -> Any:
-            if _modes() or type(args[0]) not in _PLAIN:
+            if _modes() or type(args[0]) not in PLAIN:
                 return dispatch(*args)
             if _tracing_state() is not None:
                 raise RuntimeError(

@@ -265,7 +265,9 @@ void avg_pool_adjoint<kIsa>(const PoolParams& params, const void* dy, void* dx, 
     T* to = static_cast<T*>(dx);
     const int64_t planes = p.channels_last ? p.n : p.n * p.c, channels = p.channels_last ? p.c : 1;
     const int64_t rows = p.in.d * p.in.h, out_plane = volume(p.out) * channels, width = p.in.w * channels;
-    const int64_t block = rows_per_task(rows, width), blocks = ceil_div(rows, block);
+    const int64_t block = p.channels_last ? pixel_rows_per_task(p.n, rows, width, threads)
+                                          : rows_per_task(rows, width),
+                  blocks = ceil_div(rows, block);
     const Divisors divisors(p);
     if (p.adaptive && !p.channels_last && volume(p.out) == 1) {
       // One value per plane.

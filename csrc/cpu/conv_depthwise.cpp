@@ -124,8 +124,8 @@ void add_blocks(const BandSum<A>& s, const Lines& lines, int64_t block) {
           const int64_t first = line * taps + (backwards ? taps - 1 : 0);
           const A* from = s.band + y * s.band_row + x * step * block + c + s.offsets[first];
           const A* weights = s.weights + first * block + c;
-          add_line<K, step, A>(sum, taps, weights, weight_step,
-                               [&](int64_t i) { return load(from + i * block); });
+          add_line<1, K, step, A>(sum, taps, weights, weight_step, 0,
+                                  [&](int64_t i) { return load(from + i * block); });
         });
 #pragma GCC unroll 8
         for (int u = 0; u < P; ++u) store(to + u * block, sum[u] + load(s.bias + c));
@@ -208,17 +208,18 @@ void run(const TapConv& t, const T* source, const T* w, const T* bias, T* result
     if (served_by_rows(t, a)) {
       constexpr int64_t rows = 4;
       const int64_t parts = ceil_div(a.h.grid, rows);
-      parallel_for(threads, p.n * blocks * a.d.grid * parts,
-                   rows * a.w.grid * b.block * (taps + 2) / kLanes<A>, [&](int64_t task, int) {
-                     const int64_t row = task % parts * rows, gd = task / parts % a.d.grid,
-                                   block = task / parts / a.d.grid % blocks,
-                                   n = task / parts / a.d.grid / blocks, r0 = block * b.block;
-                     const int64_t count = imin(b.block, result_channels - r0);
-                     A end[kChannelBlock] = {};
-                     for (int64_t c = 0; c < count && bias != nullptr; ++c) end[c] = to_acc(bias[r0 + c]);
-                     depthwise_rows(RowsTask<T>{t, a, source, result, n, gd, row, imin(rows, a.h.grid - row),
-                                                r0, count, packed + block * taps * b.block, b.block, end});
-                   });
+      parallel_for(
+          threads, p.n * blocks * a.d.grid * parts,
+          rows * a.w.grid * b.block * (taps * t.inner + 2) / kLanes<A>, [&](int64_t task, int) {
+            const int64_t row = task % parts * rows, gd = task / parts % a.d.grid,
+                          block = task / parts / a.d.grid % blocks, n = task / parts / a.d.grid / blocks,
+                          r0 = block * b.block;
+            const int64_t count = imin(b.block, result_channels - r0);
+            A end[kChannelBlock] = {};
+            for (int64_t c = 0; c < count && bias != nullptr; ++c) end[c] = to_acc(bias[r0 + c]);
+            depthwise_rows(RowsTask<T>{t, a, source, result, n, gd, row, imin(rows, a.h.grid - row), r0,
+                                       count, packed + block * t.inner * taps * b.block, b.block, end});
+          });
       continue;
     }
 

@@ -17,11 +17,21 @@ FASTOPS_INLINE bool short_spans(const ConvParams& p) {
          (p.kernel.w - 1) * p.dilation.w < 128;
 }
 
-// Served by depthwise_conv: depthwise, or, in channels_last, groups so small that a matrix product would
-// leave most lanes of a vector of result channels empty.
+// Groups so small that a matrix product would leave most lanes of a vector of result channels empty; in NCHW
+// where channels_last serves them well.
+FASTOPS_INLINE bool has_small_groups(const ConvParams& p) {
+  const int64_t c = p.c / p.groups, k = p.k / p.groups;
+  const bool even = c == k && (c == 2 || c == 4 || c == 8) && p.c >= 16;
+  return p.groups > 1 && c <= 8 && k <= 8 && (p.channels_last || even);
+}
+
+// Served by depthwise_conv.
 FASTOPS_INLINE bool few_channels_per_group(const ConvParams& p) {
-  if (!short_spans(p)) return false;
-  return is_depthwise(p) || (p.channels_last && p.groups > 1 && p.c / p.groups <= 8 && p.k / p.groups <= 8);
+  return short_spans(p) && (is_depthwise(p) || has_small_groups(p));
+}
+// Served by depthwise_weight_grad.
+FASTOPS_INLINE bool weight_grad_of_few_channels(const ConvParams& p) {
+  return few_channels_per_group(p) && (p.channels_last || is_depthwise(p));
 }
 
 // Forward (source x, result y) or input gradient (source dy, result dx).

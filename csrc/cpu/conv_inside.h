@@ -29,9 +29,11 @@ inline bool pays_inside(const TapConv& t) {
 }
 
 // Depthwise: a row shorter than one and a half vectors leaves lanes empty there, and of a large kernel each
-// load from a row of NCHW is one across cache lines.
+// load from a row of NCHW is one across cache lines. Groups of a few channels fill vectors in channels_last
+// only.
 template <typename A>
 bool pays_inside_depthwise(const TapConv& t) {
+  if (t.inner * t.outer > 1) return !t.p->channels_last;
   return !t.p->channels_last && t.inner == 1 && t.outer == 1 && t.p->groups >= kLanes<A> &&
          (2 * t.result.w < 3 * kLanes<A> || volume(t.p->kernel) >= 25);
 }

@@ -360,7 +360,7 @@ void run(const ConvParams& p, const T* dy, const T* x, T* dw, void* memory, int 
 
 template <>
 int64_t conv_weight_grad_workspace<kIsa>(const ConvParams& p, int threads) {
-  if (few_channels_per_group(p)) return depthwise_weight_grad_workspace<kIsa>(p, threads);
+  if (weight_grad_of_few_channels(p)) return depthwise_weight_grad_workspace<kIsa>(p, threads);
   int64_t bytes = 0;
   dispatch_words(p.dtype, [&](auto type, auto word) {
     using W = typename decltype(word)::type;
@@ -378,7 +378,7 @@ template <>
 void conv_weight_grad<kIsa>(const ConvParams& p, const void* dy, const void* x, void* dw, void* db,
                             void* workspace, int threads) {
   if (db != nullptr) conv_bias_grad<kIsa>(p, dy, db, threads);
-  if (few_channels_per_group(p)) return depthwise_weight_grad<kIsa>(p, dy, x, dw, workspace, threads);
+  if (weight_grad_of_few_channels(p)) return depthwise_weight_grad<kIsa>(p, dy, x, dw, workspace, threads);
   dispatch_words(p.dtype, [&](auto type, auto word) {
     using T = typename decltype(type)::type;
     using W = typename decltype(word)::type;

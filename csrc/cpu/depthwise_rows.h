@@ -1,9 +1,11 @@
-// Depthwise convolution in channels_last, read where it lies: a register tile of P positions × one vector of
-// channels takes its columns straight from the source; those of a tile that reaches beyond the source's first
-// or last column are first put into a line of scratch memory, with zeros there.
+// Depthwise convolution in channels_last, and of groups of 2, 4 or 8 channels, read where it lies: a register
+// tile of P positions × one vector of channels takes its columns straight from the source; those of a tile
+// that reaches beyond the source's first or last column are first put into a line of scratch memory, with
+// zeros there.
 //
 // K neighbouring taps at a time: (P − 1) · step + K loads of the source and K of weights serve P · K FMAs;
-// with P = 8 and K = 7 that is 21 loads for 56 FMAs.
+// with P = 8 and K = 7 that is 21 loads for 56 FMAs. In groups of I channels each lane wants all channels of
+// its group: I permutations of each column, I · P · K FMAs.
 #pragma once
 
 #include "band.h"
@@ -17,36 +19,54 @@ namespace {
 constexpr int64_t kMaxTileTaps = 8;
 constexpr int64_t kTileColumnsAtMost = (kPositionsAtOnce - 1) * 2 + kMaxTileTaps;
 
+// Groups of 2, 4 or 8 channels, source and result: a vector holds whole groups.
+inline bool in_even_groups(const TapConv& t) {
+  return t.inner == t.outer && (t.inner == 2 || t.inner == 4 || t.inner == 8);
+}
+
 inline bool served_by_rows(const TapConv& t, const TapAxes& a) {
   const bool neighbours = a.w.taps <= 1 || a.w.off_step == 1 || a.w.off_step == -1;
-  return t.p->channels_last && t.inner == 1 && t.outer == 1 && neighbours && a.w.step <= 2 &&
-         a.w.taps <= kMaxTileTaps;
+  const bool groups = (t.inner == 1 && t.outer == 1) || (kVectorBytes >= 32 && in_even_groups(t));
+  return t.p->channels_last && groups && neighbours && a.w.step <= 2 && a.w.taps <= kMaxTileTaps &&
+         t.inner <= kLanes<double>;
 }
 
 // Adds a line of taps to P sums: column(i) are the elements under tap i of the first, which those `step`
-// columns on have under tap i − step. K taps at a time, then the rest one by one.
-template <int K, int step, typename A, typename Column>
+// columns on have under tap i − step. K taps at a time, then the rest one by one. Of groups of I channels,
+// 4 of these at a time: weights for the next one are `inner_step` on.
+template <int I, int K, int step, typename A, typename Column>
 __attribute__((always_inline)) inline void add_line(Vec<A> (&sum)[kPositionsAtOnce], int64_t taps,
-                                                    const A* weights, int64_t weight_step, Column column) {
-  constexpr int P = kPositionsAtOnce;
-  int64_t tap = 0;
-  for (; tap + K <= taps; tap += K) {
-    Vec<A> weight[K];
+                                                    const A* weights, int64_t weight_step, int64_t inner_step,
+                                                    Column column) {
+  constexpr int P = kPositionsAtOnce, some = I < 4 ? I : 4;
+  const auto add = [&](auto taps_at_once, int64_t tap) __attribute__((always_inline)) {
+    constexpr int k_end = decltype(taps_at_once)::value;
+    for (int i0 = 0; i0 < I; i0 += some) {
+      Vec<A> weight[some * k_end];
+#pragma GCC unroll 4
+      for (int i = 0; i < some; ++i)
 #pragma GCC unroll 8
-    for (int k = 0; k < K; ++k) weight[k] = load(weights + (tap + k) * weight_step);
+        for (int k = 0; k < k_end; ++k)
+          weight[i * k_end + k] = load(weights + (i0 + i) * inner_step + (tap + k) * weight_step);
 #pragma GCC unroll 24
-    for (int i = 0; i < (P - 1) * step + K; ++i) {
-      const Vec<A> value = column(tap + i);
+      for (int x = 0; x < (P - 1) * step + k_end; ++x) {
+        if (x % step >= k_end) continue;  // between two positions: nothing reads it
+        const Vec<A> value = column(tap + x);
+#pragma GCC unroll 4
+        for (int i = 0; i < some; ++i) {
+          const Mask<A> of_group = (lane_numbers<A>() & -I) + static_cast<LaneNumber<A>>(i0 + i);
+          const Vec<A> mine = I == 1 ? value : permute(value, of_group);
 #pragma GCC unroll 8
-      for (int k = 0; k < K; ++k)
-        if (i >= k && (i - k) % step == 0 && (i - k) / step < P) sum[(i - k) / step] += weight[k] * value;
+          for (int k = 0; k < k_end; ++k)
+            if (x >= k && (x - k) % step == 0 && (x - k) / step < P)
+              sum[(x - k) / step] += weight[i * k_end + k] * mine;
+        }
+      }
     }
-  }
-  for (; tap < taps; ++tap) {
-    const Vec<A> weight = load(weights + tap * weight_step);
-#pragma GCC unroll 8
-    for (int u = 0; u < P; ++u) sum[u] += weight * column(tap + u * step);
-  }
+  };
+  int64_t tap = 0;
+  for (; tap + K <= taps; tap += K) add(std::integral_constant<int, K>{}, tap);
+  for (; tap < taps; ++tap) add(std::integral_constant<int, 1>{}, tap);
 }
 
 // Calls f(K, step), constants, with the K that suits a line's taps, for steps of 1 and 2.
@@ -79,13 +99,22 @@ struct RowsTask {
   const T* source;
   T* result;
   int64_t n, gd, row, rows, r0, count;
-  const Acc<T>* weights;  // [tap][channel of the block]
+  const Acc<T>* weights;  // [source channel of a group][tap][channel of the block]
   int64_t block;
   const Acc<T>* bias;
 };
 
+// The same for groups: of K taps there are 4 · K weights in registers.
+template <typename F>
+inline void with_line_of_groups(const TapAxis& w, F f) {
+  const auto with_step = [&](auto k) {
+    w.step == 2 ? f(k, std::integral_constant<int, 2>{}) : f(k, std::integral_constant<int, 1>{});
+  };
+  w.taps == 1 ? with_step(std::integral_constant<int, 1>{}) : with_step(std::integral_constant<int, 3>{});
+}
+
 // One tile: `positions` of grid row y from x on, the `lanes` channels from c on.
-template <int K, int step, bool whole, typename T>
+template <int I, int K, int step, bool whole, typename T>
 __attribute__((always_inline)) inline void depthwise_tile(const RowsTask<T>& s, int64_t y, int64_t x,
                                                           int64_t c, int64_t lanes) {
   using A = Acc<T>;
@@ -93,7 +122,7 @@ __attribute__((always_inline)) inline void depthwise_tile(const RowsTask<T>& s, 
   constexpr int64_t L = kLanes<A>;
   const TapAxes& a = s.a;
   const TapConv& t = s.t;
-  const int64_t channels = t.p->groups, taps = a.w.taps, columns = (P - 1) * step + imax(taps, 1);
+  const int64_t channels = t.p->groups * I, taps = a.w.taps, columns = (P - 1) * step + imax(taps, 1);
   const auto get = [&](const T* p) { return whole ? load(p) : load_first(p, lanes); };
   // Taps in the order of the columns that they read.
   const bool backwards = a.w.off_step < 0;
@@ -121,7 +150,7 @@ __attribute__((always_inline)) inline void depthwise_tile(const RowsTask<T>& s, 
       const int64_t first = (d * a.h.taps + h) * taps + (backwards ? taps - 1 : 0);
       const A* weights = s.weights + first * s.block + c;
       const auto add = [&](auto column) __attribute__((always_inline)) {
-        add_line<K, step, A>(sum, taps, weights, weight_step, column);
+        add_line<I, K, step, A>(sum, taps, weights, weight_step, tap_count(a) * s.block, column);
       };
       if (interior) {
         add([&](int64_t i) { return get(from + i * channels); });
@@ -150,20 +179,29 @@ __attribute__((always_inline)) inline void depthwise_tile(const RowsTask<T>& s, 
   }
 }
 
-template <int K, int step, typename T>
+template <int I, int K, int step, typename T>
 void depthwise_tiles(const RowsTask<T>& s) {
   constexpr int64_t L = kLanes<Acc<T>>;
   for (int64_t y = 0; y < s.rows; ++y)
     for (int64_t x = 0; x < s.a.w.grid; x += kPositionsAtOnce) {
       int64_t c = 0;
-      for (; c + L <= s.count; c += L) depthwise_tile<K, step, true>(s, y, x, c, L);
-      if (c < s.count) depthwise_tile<K, step, false>(s, y, x, c, s.count - c);
+      for (; c + L <= s.count; c += L) depthwise_tile<I, K, step, true>(s, y, x, c, L);
+      if (c < s.count) depthwise_tile<I, K, step, false>(s, y, x, c, s.count - c);
     }
 }
 
 template <typename T>
 void depthwise_rows(const RowsTask<T>& s) {
-  with_line(s.a.w, [&](auto k, auto step) { depthwise_tiles<k.value, step.value>(s); });
+  if (s.t.inner == 1)
+    return with_line(s.a.w, [&](auto k, auto step) { depthwise_tiles<1, k.value, step.value>(s); });
+  with_line_of_groups(s.a.w, [&](auto k, auto step) {
+    if (s.t.inner == 2)
+      depthwise_tiles<2, k.value, step.value>(s);
+    else if (s.t.inner == 4)
+      depthwise_tiles<4, k.value, step.value>(s);
+    else if constexpr (kLanes<Acc<T>> >= 8)
+      depthwise_tiles<8, k.value, step.value>(s);
+  });
 }
 
 }  // namespace

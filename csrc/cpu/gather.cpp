@@ -1,9 +1,10 @@
 // The derivative of max pooling at fixed positions, and its transpose.
 //
-// The transpose has two ways. In channels_last, where few windows cover an input, each input looks at
-// their positions and sums those that name it: vectorised, nothing is written twice. Otherwise outputs
-// are added into a band of accumulators that fits into the cache; each band scans the outputs that may
-// reach it. Either way an input sums its outputs in a fixed order, in Acc<T>.
+// The transpose has two ways. Where few windows cover an input, each input looks at their positions and sums
+// those that name it: vectorised over channels, or over columns where these follow the windows by 1 or 2;
+// nothing is written twice. Otherwise outputs are added into a band of accumulators that fits into the
+// cache; each band scans the outputs that may reach it. Either way an input sums its outputs in a fixed
+// order, in Acc<T>.
 #include "../indexed.h"
 #include "dispatch.h"
 #include "positions.h"
@@ -38,7 +39,11 @@ struct Covering {
 };
 inline Covering covering(const PoolAxis& a, int64_t i) {
   Covering found;
-  if (a.adaptive) {
+  if (a.in == 1 && a.out == 1) {  // the depth of an image: its only window has its only position
+    found.window[found.count++] = 0;
+    return found;
+  }
+  if (a.adaptive || a.dilation == 1) {
     const Range r = windows_covering(a, i);
     for (int64_t o = r.begin; o < r.end && found.count < kMaxLooks; ++o) found.window[found.count++] = o;
     return found;
@@ -51,6 +56,20 @@ inline Covering covering(const PoolAxis& a, int64_t i) {
   }
   return found;
 }
+
+// covering() of every position of an axis, looked up where the axis is short. For all tasks of a call.
+class CoveringTable {
+ public:
+  explicit CoveringTable(const PoolAxis& a) : axis_(a), known_(a.in <= kTableColumns) {
+    if (known_) table_.prepare(0, a.in, [&](int64_t i) { return covering(a, i); });
+  }
+  Covering operator[](int64_t i) const { return known_ ? table_[i] : covering(axis_, i); }
+
+ private:
+  PoolAxis axis_;
+  bool known_;
+  ColumnTable<Covering> table_;
+};
 
 // Input rows [begin, end) of a channels_last image.
 template <typename T, typename P>
@@ -93,6 +112,110 @@ void look_pixels(const PoolParams& p, const T* dy, const P* positions, T* dx, in
       }
     }
   }
+}
+
+// All windows of a tensor: vectors may read past the ends of rows, but nothing beyond `total` elements.
+template <typename T, typename P>
+struct Windows {
+  const T* dy;
+  const P* positions;
+  int64_t total;
+};
+
+// In contiguous rows, slot j is columns j · stride to (j + 1) · stride − 1: the windows whose taps are among
+// them are j + last, …, j + last − (steps − 1).
+struct Slots {
+  int64_t last, steps;
+  explicit Slots(const PoolAxis& a)
+      : last((a.stride - 1 + a.pad) / a.stride), steps(last + 1 - ceil_div(a.pad - a.kernel + 1, a.stride)) {}
+};
+
+// Whether contiguous rows can look. What is read past the ends of a row of windows is the next row's, or the
+// last one's, and names no column here.
+constexpr int64_t kMaxSteps = 4;
+inline bool rows_can_look(const PoolParams& p) {
+  return !p.adaptive && p.dilation.w == 1 && p.stride.w <= 2 && Slots(axis_w(p)).steps <= kMaxSteps &&
+         p.stride.w * p.out.w >= p.kernel.w && volume(p.in) < INT32_MAX;
+}
+
+// The sums of what windows of some rows name: lane l of phase f is column base + stride · l + f, whose taps
+// are those of windows first[i] + l, …, first[i] + l − (steps − 1). Only `whole` ones are all inside the
+// tensor.
+template <int stride, int steps, bool whole, typename T, typename P>
+inline void look_columns(const Windows<T, P>& windows, const int64_t* first, int64_t rows, int64_t shift,
+                         int64_t base, Vec<Acc<T>> (&result)[stride]) {
+  using A = Acc<T>;
+  constexpr int64_t lanes = kLanes<A>;
+  const Mask<A> here = lane_numbers<A>() * stride + static_cast<LaneNumber<A>>(base);
+  Vec<A> sum[stride] = {};
+  for (int64_t i = 0; i < rows; ++i)
+#pragma GCC unroll 4
+    for (int step = 0; step < steps; ++step) {
+      const int64_t o = first[i] + shift - step;
+      Mask<A> named = Mask<A>{} - 1;
+      Vec<A> dy{};
+      if (whole) {
+        named = load_positions<Mask<A>>(windows.positions + o, 0, lanes);
+        dy = load(windows.dy + o);
+      } else {
+        for (int64_t l = imax(0, -o); l < imin(lanes, windows.total - o); ++l) {
+          named[l] = static_cast<LaneNumber<A>>(windows.positions[o + l]);
+          dy[l] = to_acc(windows.dy[o + l]);
+        }
+      }
+#pragma GCC unroll 2
+      for (int f = 0; f < stride; ++f) sum[f] += named == here + f ? dy : Vec<A>{};
+    }
+  for (int f = 0; f < stride; ++f) result[f] = sum[f];
+}
+
+// Input rows [begin, end) of a contiguous plane, whose windows are those from `plane` on.
+template <int stride, int steps, typename T, typename P>
+void look_rows(const PoolParams& p, const CoveringTable& heights, const Windows<T, P>& windows, int64_t plane,
+               T* dx, int64_t begin, int64_t end) {
+  using A = Acc<T>;
+  constexpr int64_t lanes = kLanes<A>;
+  const int64_t last = Slots(axis_w(p)).last;
+  for (int64_t r = begin; r < end; ++r) {
+    const Covering cd = covering(axis_d(p), r / p.in.h), ch = heights[r % p.in.h];
+    int64_t first[kMaxLooks];
+    int64_t rows = 0;
+    for (int64_t d = 0; d < cd.count; ++d)
+      for (int64_t h = 0; h < ch.count && rows < kMaxLooks; ++h)
+        first[rows++] = plane + (cd.window[d] * p.out.h + ch.window[h]) * p.out.w;
+    T* out = dx + r * p.in.w;
+    for (int64_t column = 0; column < p.in.w; column += lanes * stride) {
+      const int64_t shift = column / stride + last, base = r * p.in.w + column, left = p.in.w - column;
+      const bool whole = rows == 0 || (first[0] + shift - (steps - 1) >= 0 &&
+                                       first[rows - 1] + shift + lanes <= windows.total);
+      Vec<A> sum[stride];
+      if (__builtin_expect(whole, 1))
+        look_columns<stride, steps, true>(windows, first, rows, shift, base, sum);
+      else
+        look_columns<stride, steps, false>(windows, first, rows, shift, base, sum);
+      if constexpr (stride == 2) {
+        const Pair<Vec<A>> both = interleave(sum[0], sum[1]);
+        store_some(out + column, both.first, imin(left, lanes));
+        if (left > lanes) store_some(out + column + lanes, both.second, imin(left - lanes, lanes));
+      } else {
+        store_some(out + column, sum[0], imin(left, lanes));
+      }
+    }
+  }
+}
+
+// The look_rows for a stride and a number of steps.
+template <typename T, typename P>
+auto choose_look_rows(int64_t stride, int64_t steps) {
+  if (stride == 2)
+    return steps <= 1   ? look_rows<2, 1, T, P>
+           : steps == 2 ? look_rows<2, 2, T, P>
+           : steps == 3 ? look_rows<2, 3, T, P>
+                        : look_rows<2, 4, T, P>;
+  return steps <= 1   ? look_rows<1, 1, T, P>
+         : steps == 2 ? look_rows<1, 2, T, P>
+         : steps == 3 ? look_rows<1, 3, T, P>
+                      : look_rows<1, 4, T, P>;
 }
 
 // ---- scatter_add by bands --------------------------------------------------------------------------
@@ -163,13 +286,24 @@ void scatter_add_bands(const PoolParams& p, const T* dy, const P* positions, T* 
 template <typename T, typename P>
 void scatter_add_typed(const PoolParams& p, const T* dy, const P* positions, T* dx, int threads) {
   const int64_t most = most_windows(axis_d(p)) * most_windows(axis_h(p)) * most_windows(axis_w(p));
-  if (!p.channels_last || most > kMaxLooks) return scatter_add_bands(p, dy, positions, dx, threads);
-  const int64_t rows = p.in.d * p.in.h, width = p.in.w * p.c, out_image = volume(p.out) * p.c;
-  const int64_t block = rows_per_task(rows, width), blocks = ceil_div(rows, block);
-  parallel_for(threads, p.n * blocks, block * width * 4, [&](int64_t task, int) {
+  if (most > kMaxLooks || !(p.channels_last || rows_can_look(p)))
+    return scatter_add_bands(p, dy, positions, dx, threads);
+  const int64_t planes = p.channels_last ? p.n : p.n * p.c, channels = p.channels_last ? p.c : 1;
+  const int64_t rows = p.in.d * p.in.h, width = p.in.w * channels, out_plane = volume(p.out) * channels;
+  const int64_t block = p.channels_last ? pixel_rows_per_task(p.n, rows, width, threads)
+                                        : rows_per_task(rows, width),
+                blocks = ceil_div(rows, block), total = planes * out_plane;
+  const Windows<T, P> windows{dy, positions, total};
+  const CoveringTable heights(axis_h(p));
+  const auto look = choose_look_rows<T, P>(p.stride.w, Slots(axis_w(p)).steps);
+  parallel_for(threads, planes * blocks, block * width * 4, [&](int64_t task, int) {
     const int64_t n = task / blocks, begin = task % blocks * block, end = imin(begin + block, rows);
-    look_pixels(p, dy + n * out_image, positions + n * out_image, dx + n * rows * width, begin, end,
-                dy + p.n * out_image, positions + p.n * out_image);
+    T* to = dx + n * rows * width;
+    if (p.channels_last)
+      look_pixels(p, dy + n * out_plane, positions + n * out_plane, to, begin, end, dy + total,
+                  positions + total);
+    else
+      look(p, heights, windows, n * out_plane, to, begin, end);
   });
 }
 

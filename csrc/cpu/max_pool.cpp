@@ -240,7 +240,9 @@ template <typename T, typename P>
 void max_pool_with_positions(const PoolParams& p, const T* x, T* y, P* positions, int threads) {
   const int64_t planes = p.channels_last ? p.n : p.n * p.c, channels = p.channels_last ? p.c : 1;
   const int64_t rows = p.out.d * p.out.h, in_plane = volume(p.in) * channels, width = p.out.w * channels;
-  const int64_t block = rows_per_task(rows, width), blocks = ceil_div(rows, block);
+  const int64_t block = p.channels_last ? pixel_rows_per_task(p.n, rows, width, threads)
+                                        : rows_per_task(rows, width),
+                blocks = ceil_div(rows, block);
   const Columns columns(axis_w(p));
   const int64_t work = block * imax(width, p.channels_last ? 0 : p.in.w) * 4;
   parallel_for(threads, planes * blocks, work, [&](int64_t task, int) {

@@ -205,30 +205,31 @@ inline void reduce_pixel(const Taps<T>& taps, int64_t c, const T* x_end, Vec<Acc
     }
 }
 
-// Channels [0, channels) of one large window into `value`, a pixel after the other: windows of many wide
-// pixels are read in long runs, not in a vector from each pixel.
+// Channels [0, channels) of a row of large windows into `sums`, `channels` of each. Every row of the input is
+// read from one end to the other, once, which is what memory is fastest at.
 template <typename Op, typename T>
-inline void reduce_large_window(const Taps<T>& taps, int64_t channels, Acc<T>* value) {
+inline void reduce_large_windows(const Taps<T>& rows, const ColumnTable<AxisTaps>& columns, int64_t windows,
+                                 int64_t pixel, int64_t channels, Acc<T>* sums) {
   constexpr int64_t lanes = kLanes<Acc<T>>;
-  for (int64_t c = 0; c < channels; ++c) value[c] = Op::template identity<Acc<T>>();
-  for (int64_t d = 0; d < taps.depth; ++d)
-    for (int64_t h = 0; h < taps.height; ++h) {
-      const T* p = taps.first + d * taps.depth_step + h * taps.height_step;
-      const int64_t step = taps.width_step;
-      int64_t w = 0;
-      for (; w + 4 <= taps.width; w += 4, p += 4 * step)
-        for (int64_t c = 0; c < channels; c += lanes)
-          store(value + c,
-                Op::combine(load(value + c),
-                            Op::combine(Op::combine(load(p + c), load(p + step + c)),
-                                        Op::combine(load(p + 2 * step + c), load(p + 3 * step + c)))));
-      for (; w < taps.width; ++w, p += step)
-        for (int64_t c = 0; c < channels; c += lanes)
-          store(value + c, Op::combine(load(value + c), load(p + c)));
+  for (int64_t i = 0; i < windows * channels; ++i) sums[i] = Op::template identity<Acc<T>>();
+  for (int64_t d = 0; d < rows.depth; ++d)
+    for (int64_t h = 0; h < rows.height; ++h) {
+      const T* row = rows.first + d * rows.depth_step + h * rows.height_step;
+      for (int64_t ow = 0; ow < windows; ++ow) {
+        const T* p = row + columns[ow].first * pixel;
+        Acc<T>* sum = sums + ow * channels;
+        for (int64_t w = 0; w < columns[ow].count; ++w, p += rows.width_step)
+          for (int64_t c = 0; c < channels; c += lanes)
+            store(sum + c, Op::combine(load(sum + c), load(p + c)));
+      }
     }
 }
-constexpr int64_t kLargeWindow = 16;   // taps
-constexpr int64_t kChannelRun = 1024;  // channels at a time
+constexpr int64_t kLargeWindow = 16;  // taps
+constexpr int64_t kRowSums = 16384;   // 64 KiB in fp32: half of a second-level cache at the least
+
+// Vectors of channels that are read from one pixel before going on to the next, as many as fit into
+// registers: long runs are what hardware prefetches.
+constexpr int kLongRun = kVectorBytes == 64 ? 16 : 8;
 
 // Output rows [begin, end) of a channels_last image.
 template <typename Op, typename T, typename Finish>
@@ -238,33 +239,49 @@ void reduce_pixels(const PoolParams& p, const T* x, T* y, int64_t begin, int64_t
   constexpr int64_t lanes = kLanes<A>;
   const T* y_end = y + end * p.out.w * p.c;
   ColumnTable<AxisTaps> columns;
+  const auto prepare = [&](int64_t column) {
+    if (columns.prepare(column, p.out.w, [&](int64_t o) { return axis_taps(axis_w(p), o); }))
+      finish.start_columns(columns.begin(), columns.end());
+  };
+  // Channels at a time of rows of large windows, of whole vectors.
+  const int64_t run =
+      imin(p.c, kRowSums / p.out.w) / lanes * lanes * (p.c % lanes == 0 && p.out.w <= kTableColumns);
   for (int64_t r = begin; r < end; ++r) {
     const int64_t od = r / p.out.h, oh = r % p.out.h;
     const Taps<T> rows = rows_of(p, x, p.c, od, oh);
     finish.start_row(od, oh);
+    prepare(0);
+    if (run >= 16 * lanes && rows.depth * rows.height * columns[0].count >= kLargeWindow) {
+      alignas(64) A sums[kRowSums];
+      for (int64_t c = 0; c < p.c; c += run) {
+        const int64_t channels = imin(run, p.c - c);
+        Taps<T> some = rows;
+        some.first += c;
+        reduce_large_windows<Op>(some, columns, p.out.w, p.c, channels, sums);
+        for (int64_t ow = 0; ow < p.out.w; ++ow) {
+          const auto finish_pixel = finish.pixel(ow);
+          for (int64_t i = 0; i < channels; i += lanes)
+            store(y + (r * p.out.w + ow) * p.c + c + i, finish_pixel(load(sums + ow * channels + i)));
+        }
+      }
+      continue;
+    }
     for (int64_t ow = 0; ow < p.out.w; ++ow) {
-      if (columns.prepare(ow, p.out.w, [&](int64_t o) { return axis_taps(axis_w(p), o); }))
-        finish.start_columns(columns.begin(), columns.end());
+      prepare(ow);
       const Taps<T> taps = window_of(rows, columns[ow], p.c);
       const auto finish_pixel = finish.pixel(ow - columns.begin());
       T* out = y + (r * p.out.w + ow) * p.c;
       int64_t c = 0;
-      if (taps.depth * taps.height * taps.width >= kLargeWindow && p.c >= 16 * lanes) {
-        A value[kChannelRun];
-        while (p.c - c >= lanes) {
-          const int64_t run = imin(p.c - c, kChannelRun) / lanes * lanes;
-          Taps<T> some = taps;
-          some.first += c;
-          reduce_large_window<Op>(some, run, value);
-          for (int64_t i = 0; i < run; i += lanes) store(out + c + i, finish_pixel(load(value + i)));
-          c += run;
+      const auto blocks_of = [&](auto size) {
+        constexpr int vectors = decltype(size)::value;
+        for (; c + vectors * lanes <= p.c; c += vectors * lanes) {
+          Vec<A> value[vectors];
+          reduce_pixel<Op, vectors, false>(taps, c, x_end, value);
+          for (int u = 0; u < vectors; ++u) store(out + c + u * lanes, finish_pixel(value[u]));
         }
-      }
-      for (; c + 4 * lanes <= p.c; c += 4 * lanes) {
-        Vec<A> value[4];
-        reduce_pixel<Op, 4, false>(taps, c, x_end, value);
-        for (int u = 0; u < 4; ++u) store(out + c + u * lanes, finish_pixel(value[u]));
-      }
+      };
+      blocks_of(std::integral_constant<int, kLongRun>{});
+      blocks_of(std::integral_constant<int, 4>{});
       for (; c + lanes <= p.c; c += lanes) {
         Vec<A> value[1];
         reduce_pixel<Op, 1, false>(taps, c, x_end, value);
@@ -293,7 +310,8 @@ template <typename Op, typename T, typename Finish>
 void reduce_windows(const PoolParams& p, const T* x, T* y, int threads, Finish finish) {
   const int64_t rows = p.out.d * p.out.h, in_plane = volume(p.in);
   if (p.channels_last) {
-    const int64_t block = rows_per_task(rows, p.out.w * p.c), blocks = ceil_div(rows, block);
+    const int64_t block = pixel_rows_per_task(p.n, rows, p.out.w * p.c, threads),
+                  blocks = ceil_div(rows, block);
     const T* x_end = x + p.n * in_plane * p.c;
     parallel_for(threads, p.n * blocks, block * p.out.w * p.c * 4, [&](int64_t task, int) {
       const int64_t n = task / blocks, begin = task % blocks * block;

@@ -122,6 +122,11 @@ constexpr int64_t kBlockElements = 8192;
 inline int64_t rows_per_task(int64_t rows, int64_t width) {
   return imax(1, imin(rows, kBlockElements / imax(width, 1)));
 }
+// The same for rows of a channels_last image, each of which has a table of its columns to make first:
+// not more tasks than keep the threads busy.
+inline int64_t pixel_rows_per_task(int64_t images, int64_t rows, int64_t width, int threads) {
+  return imax(rows_per_task(rows, width), imin(rows, ceil_div(images * rows, int64_t{4} * threads)));
+}
 
 }  // namespace
 }  // namespace cpu

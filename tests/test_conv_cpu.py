@@ -76,6 +76,15 @@ CASES = [
     Conv(1, 17, 34, (10, 9), "two results a channel", {"padding": 1, "groups": 17}),
     Conv(1, 32, 32, (10, 9), "groups of four", {"padding": 1, "groups": 8}),
     Conv(1, 18, 18, (10, 9), "groups of three", {"padding": 1, "groups": 6}),
+    Conv(2, 32, 32, (9, 21), "groups of two", {"padding": 1, "groups": 16}),
+    Conv(1, 40, 40, (13, 18), "groups of eight, stride two", {"padding": 1, "stride": 2, "groups": 5}),
+    Conv(1, 24, 24, (12, 11), "groups of four, five by five", {"padding": 2, "groups": 6}, 5),
+    Conv(1, 64, 64, (7, 35), "groups of four, one by one", {"groups": 16}, 1),
+    Conv(1, 16, 16, (9, 12), "groups of eight, dilation", {"padding": 2, "dilation": 2, "groups": 2}),
+    Conv(2, 3, 32, (23, 71), "a first layer", {"padding": 3, "stride": 2}, 7),
+    Conv(1, 4, 48, (5, 300), "a first layer, rows longer than a stretch", {"padding": 1}),
+    Conv(3, 1, 16, (6, 40), "one channel, dilation", {"padding": 2, "dilation": 2}),
+    Conv(1, 3, 80, (9, 140), "patches", {"stride": 4}, 4),
 ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -96,7 +97,7 @@ def test_no_positions_without_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     G.max_pool2d(x, 2)
     G.max_pool2d(x.requires_grad_(), 2)
     with torch.no_grad():
-        G.max_pool2d(x, 2)
+        G.max_pool2d(torch.randn(1, 2, 6, 7, requires_grad=True), 2)
     assert seen == [("max_pool", True), ("max_pool", False), ("max_pool", True)]
 
 
@@ -142,6 +143,34 @@ def test_gather_and_scatter_add(
     expected = torch.zeros(2, 11, 13 * 17, dtype=torch.float64, device=device)
     expected.scatter_add_(2, positions.long().flatten(2), dy.flatten(2))
     torch.testing.assert_close(dx.flatten(2), expected)
+
+
+@every_layout
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("kernel", range(1, 9))
+def test_scatter_add_of_every_small_window(
+    kernel: int,
+    stride: int,
+    dtype: torch.dtype,
+    memory_format: torch.memory_format,
+    backend: str,
+    device: str,
+) -> None:
+    """Rows of one window to rows of more than two vectors, every padding; few different values, so that
+    windows share maxima. All sums are exact."""
+    for width, padding in itertools.product((kernel, kernel + 1, 45), range(kernel // 2 + 1)):
+        spec = max_pool.MaxPoolSpec((kernel,) * 2, (stride,) * 2, (padding,) * 2, (1, 1), False)
+        g = torch.Generator().manual_seed(width)
+        x = torch.randint(4, (2, 3, kernel + 2, width), generator=g).to(device, dtype)
+        x = x.contiguous(memory_format=memory_format)
+        y, positions = max_pool.MaxPool.forward(x, spec, max_pool.INT64)
+        assert positions is not None
+        dy = torch.randint(-2, 3, y.shape, generator=g).to(device, dtype)
+        dx = max_pool.ScatterAdd.forward(dy, positions, spec, x.shape, memory_format)
+        expected = torch.zeros(2, 3, x[0, 0].numel(), dtype=dtype, device=device)
+        expected.scatter_add_(2, positions.flatten(2), dy.flatten(2))
+        assert torch.equal(dx.flatten(2), expected), (width, padding)
 
 
 @every_layout

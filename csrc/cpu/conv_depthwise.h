@@ -29,9 +29,14 @@ FASTOPS_INLINE bool has_small_groups(const ConvParams& p) {
 FASTOPS_INLINE bool few_channels_per_group(const ConvParams& p) {
   return short_spans(p) && (is_depthwise(p) || has_small_groups(p));
 }
+// Whether x and dy of all images are few enough to be turned over for a weight gradient, whose sums belong
+// together: 64 MB of fp32.
+FASTOPS_INLINE bool few_to_turn_over(const ConvParams& p) {
+  return p.n * (p.c * volume(p.in) + p.k * volume(p.out)) <= int64_t{1} << 24;
+}
 // Served by depthwise_weight_grad.
 FASTOPS_INLINE bool weight_grad_of_few_channels(const ConvParams& p) {
-  return few_channels_per_group(p) && (p.channels_last || is_depthwise(p));
+  return few_channels_per_group(p) && (p.channels_last || is_depthwise(p) || few_to_turn_over(p));
 }
 
 // Forward (source x, result y) or input gradient (source dy, result dx).

@@ -1,4 +1,4 @@
-// Weight gradient of depthwise convolution on the CPU, and in channels_last of convolution with small groups.
+// Weight gradient of depthwise convolution on the CPU, and of convolution with small groups.
 //
 // As in the forward (conv_depthwise.cpp) a band of source rows is made ready, once for each channel that a
 // group has; then a row of dy meets the band's rows tap by tap, lanes apart.
@@ -143,11 +143,10 @@ int64_t weight_grad_elements(const ConvParams& p, int threads) {
          threads * round_up(weight_scratch<A>(t, a, b), 16);
 }
 
-// NCHW by way of channels_last, as in the forward, of all images: their sums belong together.
+// NCHW by way of channels_last, as in the forward.
 template <typename T>
 bool turns_over(const ConvParams& p) {
-  return pays_inside_depthwise<Acc<T>>(tap_conv(p, false)) &&
-         p.n * (p.c * volume(p.in) + p.k * volume(p.out)) <= int64_t{1} << 24;
+  return pays_inside_depthwise<Acc<T>>(tap_conv(p, false)) && few_to_turn_over(p);
 }
 // Elements of x and dy, turned over, as so many of the accumulation type.
 template <typename T>

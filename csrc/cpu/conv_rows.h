@@ -63,6 +63,20 @@ void point_rows(const Call<T, W>& call, const TapAxes& a, int64_t g, int64_t beg
   }
 }
 
+// `taps` neighbouring taps of one position, of which [first, last) lie inside the source.
+template <typename T, typename E>
+inline void copy_taps(const T* from, E* to, int64_t channels, int64_t taps, int64_t first, int64_t last) {
+  if (last - first == taps) return copy_row(from, 1, to, taps * channels);
+  zero_row(to, first * channels);
+  copy_row(from + first * channels, 1, to + first * channels, (last - first) * channels);
+  zero_row(to + last * channels, (taps - last) * channels);
+}
+
+// Whether the taps of a row of the kernel, with their channels, are one stretch of the source.
+inline bool taps_are_neighbours(const TapConv& t, const TapAxes& a) {
+  return a.w.off_step == 1 && t.p->groups == 1;
+}
+
 // The rows of one block of k, copied: taps follow each other.
 template <typename T, typename W>
 void gather_rows(const Call<T, W>& call, const TapAxes& a, const RowPositions<T>& p, const Block& b,
@@ -73,33 +87,56 @@ void gather_rows(const Call<T, W>& call, const TapAxes& a, const RowPositions<T>
   const int64_t stride = kRowStride<Acc<W>> * kPerWord<W>;
   E* copies = reinterpret_cast<E*>(gathered);
   for (int64_t tap = b.tap0, next; tap < b.tap1; tap = next) {
-    // Taps next to each other along W are next to each other in memory, where nothing lies between
-    // their channels: they are copied together.
     const Tap at = tap_at(t, a, tap);
-    const bool together = a.w.off_step == 1 && channels == source_channels;
+    const bool together = taps_are_neighbours(t, a) && channels == t.inner;
     next = together ? imin(b.tap1, tap + a.w.taps - at.w) : tap + 1;
     const int64_t taps = next - tap, d = at.d * a.d.off_step, h = at.h * a.h.off_step,
                   w = at.w * a.w.off_step;
     const T* source = call.source + ((d * t.source.h + h) * t.source.w + w) * source_channels + b.i0;
     for (int64_t i = 0; i < p.count; ++i) {
       const bool in = inside(a.d, p.d[i] + d) && inside(a.h, p.h[i] + h);
-      const T* from = source + p.from[i];
-      E* to = copies + i * stride + (tap - b.tap0) * channels;
-      // Taps [first, last) of these lie inside.
       const int64_t first = in ? imin(imax(0, -(p.w[i] + w)), taps) : 0;
       const int64_t last = in ? imax(first, imin(taps, a.w.source - (p.w[i] + w))) : 0;
-      if (last - first == taps) {
-        copy_row(from, 1, to, taps * channels);
-      } else {
-        zero_row(to, first * channels);
-        copy_row(from + first * channels, 1, to + first * channels, (last - first) * channels);
-        zero_row(to + last * channels, (taps - last) * channels);
-      }
+      copy_taps(source + p.from[i], copies + i * stride + (tap - b.tap0) * channels, channels, taps, first,
+                last);
     }
   }
   for (int64_t i = 0; i < p.count; ++i) {
     row[0][i] = gathered + i * kRowStride<Acc<W>>;
     if (elements(b) % kPerWord<W> != 0) copies[i * stride + elements(b)] = E{};
+  }
+}
+
+// Whether the rows of a block of few channels can be read where they lie, a row of the kernel at a time.
+template <typename T, typename W>
+bool reads_lines(const TapConv& t, const TapAxes& a, const Block& b) {
+  const int64_t taps = b.tap1 - b.tap0;
+  return std::is_same_v<T, W> && taps_are_neighbours(t, a) && b.i1 - b.i0 == t.inner && taps > 0 &&
+         b.tap0 % a.w.taps == 0 && taps % a.w.taps == 0 && taps / a.w.taps <= kMaxTapsPerBlock;
+}
+
+// Those rows; where taps lie beside the source, copies.
+template <typename T, typename W>
+void point_lines(const Call<T, W>& call, const TapAxes& a, const RowPositions<T>& p, const Block& b,
+                 const W* (&row)[kMaxTapsPerBlock][kRowPositions], W* gathered) {
+  const TapConv& t = call.t;
+  const int64_t taps = a.w.taps, channels = t.inner;
+  for (int64_t line = 0; line < (b.tap1 - b.tap0) / taps; ++line) {
+    const Tap at = tap_at(t, a, b.tap0 + line * taps);
+    const int64_t d = at.d * a.d.off_step, h = at.h * a.h.off_step;
+    const T* source = call.source + (d * t.source.h + h) * t.source.w * channels;
+    for (int64_t i = 0; i < p.count; ++i) {
+      const int64_t first = imin(imax(0, -p.w[i]), taps), last = imax(first, imin(taps, a.w.source - p.w[i]));
+      if (!inside(a.d, p.d[i] + d) || !inside(a.h, p.h[i] + h)) {
+        row[line][i] = kZeros<W>;
+      } else if (last - first == taps) {
+        row[line][i] = reinterpret_cast<const W*>(source + p.from[i]);
+      } else {
+        W* copy = gathered + i * kRowStride<Acc<W>> + line * taps * channels;
+        copy_taps(source + p.from[i], reinterpret_cast<Element<W>*>(copy), channels, taps, first, last);
+        row[line][i] = copy;
+      }
+    }
   }
 }
 
@@ -118,7 +155,10 @@ void row_tile(const Call<T, W>& call, const TapAxes& a, const W* weights, int64_
   const W* row[kMaxTapsPerBlock][kRowPositions];
 
   for_each_block<T, W>(t, a, [&](const Block& b) {
-    if (gather)
+    const bool lines = gather && reads_lines<T, W>(t, a, b);
+    if (lines)
+      point_lines(call, a, p, b, row, scratch.gathered);
+    else if (gather)
       gather_rows(call, a, p, b, row, scratch.gathered);
     else
       point_rows(call, a, g, begin, end, b, row);
@@ -132,8 +172,10 @@ void row_tile(const Call<T, W>& call, const TapAxes& a, const W* weights, int64_
         pack_panel(t, a, call.unpacked + weight_group(t, g), o, o + width, b, scratch.panel);
       const int64_t lanes = width - (vectors - 1) * kLanes<A>;
       TileTask<T, W> task = {};
-      task.segments = gather ? 1 : b.tap1 - b.tap0, task.next_rows = kRowPositions;
-      task.step = 1, task.depth = gather ? words : (b.i1 - b.i0) / P;
+      const int64_t taps_together = lines ? a.w.taps : gather ? b.tap1 - b.tap0 : 1;
+      task.segments = taps_together > 0 ? (b.tap1 - b.tap0) / taps_together : 1;
+      task.next_rows = kRowPositions;
+      task.step = 1, task.depth = words / imax(task.segments, 1);
       task.panel = panel, task.panel_stride = nr;
       task.first = b.first, task.last = b.last;
       task.bias = call.bias + g * call.channels_stride + o;

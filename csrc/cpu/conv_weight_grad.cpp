@@ -13,6 +13,7 @@
 
 #include "../conv.h"
 #include "conv_depthwise.h"
+#include "conv_weight_grad_lines.h"
 #include "conv_weights.h"
 #include "conv_winograd_weight_grad.h"
 #include "parallel.h"
@@ -212,6 +213,8 @@ void pack_x_rows(const Call<T, W>& call, int64_t g, int64_t line0, int64_t line1
   const int64_t channels = t.inner * t.p->groups;
   const bool vectors = t.inner % L == 0;  // then pieces have whole vectors, and are read where they lie
   const bool together = !vectors && t.p->groups == 1 && a.w.off_step == 1;
+  constexpr bool words = std::is_same_v<T, W>;  // then copies are the panel
+  T* copies = reinterpret_cast<T*>(words ? static_cast<void*>(to) : rows);
   for (int64_t line = line0; line < line1;) {
     const Line at = line_at(call, line);
     const int64_t tap = at.tap.w, taps = together ? a.w.taps - tap : 1;  // at most
@@ -229,7 +232,7 @@ void pack_x_rows(const Call<T, W>& call, int64_t g, int64_t line0, int64_t line1
           from[run.column + i] = in && inside(a.w, w) ? here : zeros;
           continue;
         }
-        T* copy = reinterpret_cast<T*>(rows) + (run.column + i) * nr + (line - line0);
+        T* copy = copies + (run.column + i) * nr + (line - line0);
         // Of its elements those of taps inside.
         const int64_t before = -w * t.inner - at.channel, after = before + a.w.source * t.inner;
         if (in && before <= 0 && after >= count) {
@@ -252,10 +255,9 @@ void pack_x_rows(const Call<T, W>& call, int64_t g, int64_t line0, int64_t line1
   }
   if (vectors) return;
   const int64_t used = line1 - line0;
-  T* copies = reinterpret_cast<T*>(rows);
   for (int64_t i = 0; i < end - begin && used % L != 0; ++i)
     zero_row(copies + i * nr + used, round_up(used, L) - used);
-  pack_positions<T>(end - begin, used, to, nr, [&](int64_t i) { return copies + i * nr; });
+  if (!words) pack_positions<T>(end - begin, used, to, nr, [&](int64_t i) { return copies + i * nr; });
 }
 
 // dw, or partial[row][column], of one task over its blocks of positions.
@@ -367,6 +369,7 @@ int64_t conv_weight_grad_workspace<kIsa>(const ConvParams& p, int threads) {
     const TapConv t = tap_conv(p, false);
     const Division d = divide<W>(t, merge_rows(tap_axes(t, 0)));
     int64_t words = partial_words(t, d) + threads * scratch_words<W>(d);
+    if (sums_lines<typename decltype(type)::type, W>(p)) words = imax(words, line_words<Acc<W>>(p, threads));
     if (winograd_weight_grad_serves<W>(p))
       words = imax(words, winograd_weight_grad_words<typename decltype(type)::type>(p, threads));
     bytes = words * static_cast<int64_t>(sizeof(W));
@@ -384,6 +387,8 @@ void conv_weight_grad<kIsa>(const ConvParams& p, const void* dy, const void* x, 
     using W = typename decltype(word)::type;
     const T *from_dy = static_cast<const T*>(dy), *from_x = static_cast<const T*>(x);
     T* to = static_cast<T*>(dw);
+    if constexpr (std::is_same_v<T, W>)
+      if (sums_lines<T, W>(p)) return run_lines(p, from_dy, from_x, to, workspace, threads);
     if constexpr (std::is_same_v<W, float>)
       if (winograd_weight_grad_serves<W>(p) &&
           run_winograd_weight_grad(p, from_dy, from_x, to, workspace, threads))

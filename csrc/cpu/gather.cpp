@@ -130,12 +130,18 @@ struct Slots {
       : last((a.stride - 1 + a.pad) / a.stride), steps(last + 1 - ceil_div(a.pad - a.kernel + 1, a.stride)) {}
 };
 
-// Whether contiguous rows can look. What is read past the ends of a row of windows is the next row's, or the
-// last one's, and names no column here.
+// Whether contiguous rows can look. Vectors read past the ends of a row of windows: window o < 0 is then the
+// row before's o + out, and o ≥ out the next one's o − out; these must not reach the slots that look at o. In
+// the first case they begin at stride · (o + out) − pad, and the slots end before stride · (o − last +
+// steps); in the second they end before stride · (o − out) − pad + kernel, and the slots begin at stride · (o
+// − last).
 constexpr int64_t kMaxSteps = 4;
 inline bool rows_can_look(const PoolParams& p) {
-  return !p.adaptive && p.dilation.w == 1 && p.stride.w <= 2 && Slots(axis_w(p)).steps <= kMaxSteps &&
-         p.stride.w * p.out.w >= p.kernel.w && volume(p.in) < INT32_MAX;
+  if (p.adaptive || p.dilation.w != 1 || p.stride.w > 2 || volume(p.in) >= INT32_MAX) return false;
+  const Slots slots(axis_w(p));
+  return slots.steps <= kMaxSteps &&
+         p.stride.w * p.out.w - p.pad.w >= p.stride.w * (slots.steps - slots.last) &&
+         p.stride.w * (p.out.w - slots.last) + p.pad.w >= p.kernel.w;
 }
 
 // The sums of what windows of some rows name: lane l of phase f is column base + stride · l + f, whose taps

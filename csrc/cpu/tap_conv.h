@@ -119,18 +119,30 @@ inline void copy_elements(const T* from, T* to, int64_t count) {
   *to = *from;
 }
 
+template <typename A>
+inline void copy_even(const A* from, A* to, int64_t count) {
+  constexpr int64_t n = kLanes<A>;
+  for (int64_t i = 0; i + 1 < count; i += n) {
+    const int64_t at = imin(i, count - 1 - n);
+    store(to + at, deinterleave(load(from + 2 * at), load(from + 2 * at + n)).first);
+  }
+  to[count - 1] = from[2 * (count - 1)];
+}
+
 // to[i] = from[i · step], in the accumulation type, or, of 16 bits each, as they are.
 template <typename T>
 inline void copy_row(const T* from, int64_t step, Acc<T>* to, int64_t count) {
   int64_t i = 0;
-  if constexpr (std::is_same_v<T, Acc<T>>)
+  if constexpr (std::is_same_v<T, Acc<T>>) {
     if (step == 1) return copy_elements(from, to, count);
+    if (step == 2 && count > kLanes<T>) return copy_even(from, to, count);
+  }
   if (step == 1)
     for (; i + kLanes<Acc<T>> <= count; i += kLanes<Acc<T>>) store(to + i, load(from + i));
   for (; i < count; ++i) to[i] = to_acc(from[i * step]);
 }
-// Of 2 · n elements those with even numbers, by vectors of n; the element after the last has to exist, so
-// that the last of all is copied alone, and the vector before it overlaps the one before.
+// Every second element, by vectors of n; the element after the last need not exist, so that the last of all
+// is copied alone, and the vector before it overlaps the one before.
 template <int n>
 inline void copy_even(const BFloat16* from, BFloat16* to, int64_t count) {
   for (int64_t i = 0; i + 1 < count; i += n) {

@@ -43,7 +43,7 @@ template <Isa>
 void scatter_add(const PoolParams& p, const void* dy, const void* positions, void* dx, int threads);
 
 // y[n, c, indices[n, c, i]] = x[n, c, i], zero elsewhere; of several i with one index the last in raster
-// order wins. An index outside [0, volume(out)) throws std::runtime_error before anything is written.
+// order wins. An index outside [0, volume(out)) is skipped, and std::runtime_error thrown at the end.
 template <Isa>
 void max_unpool(const UnpoolParams& p, const void* x, const void* indices, void* y, int threads);
 // The transpose of max_unpool: dx[n, c, i] = dy[n, c, indices[n, c, i]] where i won, zero where it lost.

@@ -96,9 +96,7 @@ struct Sums {
   double total(int k) const {
     Vec<A> all = v[0][k];
     for (int way = 1; way < ways; ++way) all += v[way][k];
-    double sum = 0;
-    for (int i = 0; i < kLanes<A>; ++i) sum += static_cast<double>(all[i]);
-    return sum;
+    return sum_of_lanes(all);
   }
 };
 
@@ -182,13 +180,15 @@ void sum_channels(const BatchNormParams& p, const BatchNormSplit& s, const Acc<T
       int64_t summed = 0;
       const auto flush = [&] {
         for (int k = 0; k < sums; ++k) total[k] += sum.total(k);
-        sum = {};
-        summed = 0;
       };
       for (int64_t i = 0; i < b.planes; ++i)
         for (int64_t from = 0; from < b.count; from += most) {
           const int64_t length = imin(most, b.count - from), offset = b.offset + i * b.stride + from;
-          if (summed + length > most) flush();
+          if (summed + length > most) {
+            flush();
+            sum = {};
+            summed = 0;
+          }
           for_vectors<ways, A>(length, [&](int64_t j, auto way, auto part) {
             term(offset + j, coefficients, part, sum.v[way.value]);
           });

@@ -15,28 +15,6 @@ namespace fastops {
 namespace cpu {
 namespace {
 
-// Whether every index is in [0, size).
-bool all_inside(const int64_t* indices, int64_t count, int64_t size, int threads) {
-  constexpr int64_t kBlock = 16384;
-  std::atomic<bool> inside{true};
-  parallel_for(threads, ceil_div(count, kBlock), kBlock / 4, [&](int64_t task, int) {
-    const int64_t begin = task * kBlock, end = imin(begin + kBlock, count);
-    // Negative if any index is negative or any size − 1 − index is.
-    using V = VectorOf<int64_t, kVectorBytes / 8>::type;
-    constexpr int64_t lanes = kVectorBytes / 8;
-    V signs{};
-    int64_t i = begin, sign = 0;
-    for (; i + lanes <= end; i += lanes) {
-      const V v = load_bits<V>(indices + i);
-      signs |= v | (size - 1 - v);
-    }
-    for (; i < end; ++i) sign |= indices[i] | (size - 1 - indices[i]);
-    for (int64_t lane = 0; lane < lanes; ++lane) sign |= signs[lane];
-    if (sign < 0) inside.store(false);
-  });
-  return inside.load();
-}
-
 // How the work is dealt out: images or planes, blocks of channels, parts of the output.
 struct Walk {
   int64_t planes, stride;  // stride: interleaved channels
@@ -56,11 +34,12 @@ struct Walk {
   }
 };
 
-// y[index] = x over one plane's block of channels, for indices in [begin, end). Zeros are written just
-// ahead of the values: while indices ascend, each line of y is touched once.
+// y[index] = x over one plane's block of channels, for indices in [begin, end) of [0, size). Zeros are
+// written just ahead of the values: while indices ascend, each line of y is touched once. Returns whether
+// every index was in the plane.
 template <typename T>
-void assign(const Walk& walk, int64_t channels, const T* x, const int64_t* indices, int64_t count, T* y,
-            int64_t begin, int64_t end) {
+bool assign(const Walk& walk, int64_t channels, const T* x, const int64_t* indices, int64_t count, T* y,
+            int64_t begin, int64_t end, int64_t size) {
   constexpr int64_t kAhead = 2048;  // elements
   const int64_t stride = walk.stride, ahead = imax(1, kAhead / channels);
   int64_t clean = begin;  // y is zeroed up to here
@@ -73,15 +52,19 @@ void assign(const Walk& walk, int64_t channels, const T* x, const int64_t* indic
         std::memset(y + i * stride, 0, static_cast<size_t>(channels) * sizeof(T));
     clean = to;
   };
-  const bool whole = walk.parts == 1;
+  bool good = true;
   for (int64_t i = 0; i < count; ++i)
     for (int64_t c = 0; c < channels; ++c) {
       const int64_t to = indices[i * stride + c];
-      if (!whole && (to < begin || to >= end)) continue;
+      if (__builtin_expect(to < begin || to >= end, 0)) {
+        good = good && to >= 0 && to < size;
+        continue;
+      }
       if (__builtin_expect(to >= clean, 0)) zero_up_to(to + ahead);
       y[to * stride + c] = x[i * stride + c];
     }
   zero_up_to(end);
+  return good;
 }
 
 // dx = dy[index] where the element is the last one with its index. Walks backwards, and marks in `seen`
@@ -131,9 +114,10 @@ template <>
 void max_unpool<kIsa>(const UnpoolParams& p, const void* x, const void* indices, void* y, int threads) {
   const int64_t in = volume(p.in), out = volume(p.out);
   const int64_t* where = static_cast<const int64_t*>(indices);
-  if (!all_inside(where, p.n * p.c * in, out, threads)) throw std::runtime_error(kInvalidIndex);
+  if (p.n * p.c * in > 0 && out == 0) throw std::runtime_error(kInvalidIndex);
   if (out == 0) return;
   const Walk walk(p, threads);
+  std::atomic<bool> inside{true};
   dispatch_floating(p.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     parallel_for(threads, walk.planes * walk.channel_blocks * walk.parts, in + out, [&](int64_t task, int) {
@@ -141,11 +125,13 @@ void max_unpool<kIsa>(const UnpoolParams& p, const void* x, const void* indices,
                     c = task / walk.parts % walk.channel_blocks * walk.channel_block;
       const int64_t plane = task / walk.parts / walk.channel_blocks;
       const int64_t from = plane * in * walk.stride + c;
-      assign(walk, imin(walk.channel_block, walk.stride - c), static_cast<const T*>(x) + from, where + from,
-             in, static_cast<T*>(y) + plane * out * walk.stride + c, part * walk.part,
-             imin((part + 1) * walk.part, out));
+      if (!assign(walk, imin(walk.channel_block, walk.stride - c), static_cast<const T*>(x) + from,
+                  where + from, in, static_cast<T*>(y) + plane * out * walk.stride + c, part * walk.part,
+                  imin((part + 1) * walk.part, out), out))
+        inside.store(false);
     });
   });
+  if (!inside.load()) throw std::runtime_error(kInvalidIndex);
 }
 
 template <>

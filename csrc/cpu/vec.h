@@ -223,6 +223,27 @@ inline Vec<A> keep_first_lanes(Vec<A> v, int64_t count) {
   return lane_numbers<A>() < static_cast<LaneNumber<A>>(count) ? v : Vec<A>{};
 }
 
+// The lanes' sum in fp64, by halves: a chain of as many additions as there are lanes would be most of a short
+// run's time.
+template <int n>
+inline double sum_of_doubles(typename VectorOf<double, n>::type v) {
+  if constexpr (n == 2) {
+    return v[0] + v[1];
+  } else {
+    typename VectorOf<double, n / 2>::type half[2];
+    std::memcpy(half, &v, sizeof v);
+    return sum_of_doubles<n / 2>(half[0] + half[1]);
+  }
+}
+inline double sum_of_lanes(Vec<double> v) { return sum_of_doubles<kLanes<double>>(v); }
+inline double sum_of_lanes(Vec<float> v) {
+  typename VectorOf<float, kF / 2>::type half[2];
+  std::memcpy(half, &v, sizeof v);
+  using Wide = VectorOf<double, kF / 2>::type;
+  return sum_of_doubles<kF / 2>(__builtin_convertvector(half[0], Wide) +
+                                __builtin_convertvector(half[1], Wide));
+}
+
 // Lane i of the result is lane index[i] of v; every index must be less than the number of lanes.
 template <typename V, typename I>
 inline V permute(V v, I index) {

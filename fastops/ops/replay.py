@@ -175,7 +175,7 @@ def replayed(count: int, state: Callable[[Any], Any] | None = None) -> Callable[
                         return function(*args, **options)
             except (ValueError, RuntimeError):  # sparse tensors have no strides
                 return function(*args, **options)
-            if state is not None:
+            if state is not None and tensors[0] is not None:
                 signature.append(state(tensors[0]))
             key = tuple(signature)
             recipe = recipes.get(key)

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from bench import goals
+
 Record = dict[str, Any]
 ROOT = Path(__file__).resolve().parent.parent
 DATA, DOCS = ROOT / "bench" / "data", ROOT / "docs"
@@ -174,6 +176,18 @@ def summary(first: Record, records: list[Record], by_dtype: bool = False) -> Ite
 def read(name: str) -> tuple[Record, list[Record]]:
     lines = [json.loads(line) for line in (DATA / name).read_text().splitlines()]
     return lines[0], lines[1:]
+
+
+def goal_cases(first: Record, records: list[Record]) -> list[goals.Case]:
+    """The cases that goals are asked of."""
+    found = []
+    for ours, theirs, _ in pairs(records):
+        r = ratio(ours, theirs)
+        if r is not None and believed(ours, theirs, first["ceilings"]):
+            roof = floor(ours, first["ceilings"]) / ours["seconds"]
+            names = [ours[key] for key in ("op", "row", "pass", "dtype", "layout")]
+            found.append(goals.Case(*names, r, roof, ours["flops"] > 1e9))
+    return found
 
 
 INTRODUCTION = """# Performance

@@ -61,24 +61,16 @@ void row_moments(const BatchNormSplit& s, const RowBlock& b, const T* x, Acc<T>*
   const bool only_short = b.begin + b.short_rows == b.end;
   for_row<A>(only_short ? b.rest : s.width,
              [&](int64_t j, auto part) { store(shift + j, part.load(x + b.begin * s.width + j)); });
-  for_rows<A, kRowsAtOnce>(s, b, [&](int64_t offset, int64_t j, auto part, auto rows) {
-    const Vec<A> about = load(shift + j);
-    Vec<A> v{};
-    for (int row = 0; row < rows.value; ++row) v += part.keep(part.load(x + offset + row * s.width) - about);
-    store(mean + j, load(mean + j) + v);
+  for_rows<A>(s, b, [&](int64_t offset, int64_t j, auto part) {
+    store(mean + j, load(mean + j) + part.keep(part.load(x + offset) - load(shift + j)));
   });
   const A scale = A(1) / static_cast<A>(imax(b.count(0), 1));
   const A scale_rest = A(1) / static_cast<A>(imax(b.count(s.width), 1));
   for (int64_t j = 0; j < b.rest; ++j) mean[j] *= scale;
   for (int64_t j = b.rest; j < s.width; ++j) mean[j] *= scale_rest;
-  for_rows<A, kRowsAtOnce>(s, b, [&](int64_t offset, int64_t j, auto part, auto rows) {
-    const Vec<A> about = load(shift + j), relative = load(mean + j);
-    Vec<A> v{};
-    for (int row = 0; row < rows.value; ++row) {
-      const Vec<A> d = part.keep((part.load(x + offset + row * s.width) - about) - relative);
-      v += d * d;
-    }
-    store(squares + j, load(squares + j) + v);
+  for_rows<A>(s, b, [&](int64_t offset, int64_t j, auto part) {
+    const Vec<A> d = part.keep((part.load(x + offset) - load(shift + j)) - load(mean + j));
+    store(squares + j, load(squares + j) + d * d);
   });
 }
 

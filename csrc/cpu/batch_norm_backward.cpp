@@ -77,12 +77,12 @@ void backward(const BatchNormParams& p, const T* dy, const T* x, const void* wei
   pre_activation_tables(p, s, weight, bias, mean, invstd, ws.tables);
   for (int64_t j = 0; j < 2 * s.stride; ++j) ws.totals[j] = 0;
   if (two_sums)
-    sum_channels<T, 2, 3, relu ? 4 : kRowsAtOnce>(p, s, ws.tables, ws.totals, ws.partials, threads,
-                                                  [=](int64_t i, const Vec<A>* k, auto part, Vec<A>* v) {
-                                                    const Vec<A> d = part.keep(dz(i, k, part));
-                                                    v[0] += d;
-                                                    v[1] += d * (part.load(x + i) - k[0]);
-                                                  });
+    sum_channels<T, 2, 3>(p, s, ws.tables, ws.totals, ws.partials, threads,
+                          [=](int64_t i, const Vec<A>* k, auto part, Vec<A>* v) {
+                            const Vec<A> d = part.keep(dz(i, k, part));
+                            v[0] += d;
+                            v[1] += d * (part.load(x + i) - k[0]);
+                          });
   else if constexpr (!relu)
     if (m > 0 && db)
       sum_channels<T, 1, 3>(

@@ -92,9 +92,8 @@ def page(runs: list[dict[str, Any]]) -> str:
         first = of_section[0]
         doc = inspect.getdoc(importlib.import_module(f"tests.reliability.{section}")) or ""
         lines += ["", f"## {section.replace('_', ' ')}", "", doc, ""]
-        lines.append(
-            f"torch {first['torch']}, Python {first['python']}, {first['processor']}, {first['threads']} threads."
-        )
+        on = f"{first['processor']}, {first['threads']} threads"
+        lines.append(f"torch {first['torch']}, Python {first['python']}, {on}.")
         tallies = [t for run in of_section for t in run["tallies"]]
         if tallies:
             lines += ["", *table(list(COLUMNS), [line(t) for t in tallies])]

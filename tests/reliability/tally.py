@@ -11,7 +11,7 @@ from typing import Any
 KEPT = 5  # failures that a line keeps word for word
 
 
-class Skip(Exception):  # noqa: N818 (not an error)
+class Skip(Exception):
     """Raised in a case that cannot be asked here; its argument says why."""
 
 

@@ -120,6 +120,8 @@ def _conv_size(
         shapes.conv_size(*axis)
         for axis in zip(shape[2:], kernel, spec.stride, padding, spec.dilation, strict=True)
     )
+    if 0 in shape[2:]:
+        raise RuntimeError(f"conv2d: only batch and channels of the input may be empty, got {tuple(shape)}")
     if size[0] < 1 or size[1] < 1:
         reach = tuple(d * (k - 1) + 1 for d, k in zip(spec.dilation, kernel, strict=True))
         raise RuntimeError(

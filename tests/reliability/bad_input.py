@@ -7,22 +7,21 @@ inputs, running statistics and the state of layers are afterwards bit for bit wh
 lives. Calls on which torch crashes, computes garbage or takes what cannot be meant have a line each; the
 notes say what it does, as seen with torch 2.13 on the CPU.
 
-Each backend is asked in a process of its own, call by call: one that dies or takes more than two minutes is a
-failure that names the call, and the next process goes on behind it.
+Each backend is asked in a process of its own, call by call: one that dies or takes more than two minutes is
+a failure that names the call, and another process goes on behind it.
 """
 
 from __future__ import annotations
 
-import multiprocessing
 import warnings
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import torch
 
 import fastops
 from tests import wrong
 from tests.reliability.backends import runnable
+from tests.reliability.process import Died, messages
 from tests.reliability.tally import Tally
 from tests.wrong import Wrong
 
@@ -31,84 +30,48 @@ INTERPRETED = True
 LONGEST = 120  # seconds of one call
 
 
-def serve(connection: Any, backend: str) -> None:
-    """In the process of its own: is sent numbers of rows, and answers with what is wrong with each."""
+def answers(say: Callable[[tuple[int, str | None]], None], backend: str, start: int) -> None:
+    """In the process of its own: for each row from a number on, None before it is asked, and then what is
+    wrong, or nothing."""
     warnings.simplefilter("ignore")  # torch's, of nested tensors and the like
     torch.set_num_threads(1)
-    rows = wrong.rows()
     with fastops.backend(backend):
-        while (number := connection.recv()) is not None:
+        for number, row in list(enumerate(wrong.rows()))[start:]:
+            say((number, None))
             try:
-                wrong.ask(rows[number])
+                wrong.ask(row)
             except Exception as error:
-                connection.send(f"{type(error).__name__}: {error}")
+                say((number, f"{type(error).__name__}: {error}"))
             else:
-                connection.send("")
+                say((number, ""))
 
 
-class Process:
-    """Asks rows of one backend, in processes that may die of it."""
-
-    def __init__(self, backend: str) -> None:
-        self.backend = backend
-        self.process: Any = None
-
-    def __enter__(self) -> Process:
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        if self.process is not None:
-            self.connection.send(None)
-            self.process.join(10)
-        self.end()
-
-    def start(self) -> None:
-        # Not forked: a GPU that this process has looked at could not be used in the other.
-        context = multiprocessing.get_context("spawn")
-        self.connection, other = context.Pipe()
-        self.process = context.Process(target=serve, args=(other, self.backend), daemon=True)
-        self.process.start()
-        other.close()
-
-    def end(self) -> None:
-        if self.process is not None:
-            self.process.kill()
-            self.process.join()
-            self.process = None
-
-    def ask(self, number: int) -> None:
-        """Raises AssertionError for what is wrong."""
-        if self.process is None:
-            self.start()
-        self.connection.send(number)
-        if not self.connection.poll(LONGEST):
-            self.end()
-            raise AssertionError(f"no answer after {LONGEST} s")
+def ask(backend: str) -> Iterator[tuple[int, str]]:
+    """What is wrong with each row; a row that kills its process is asked no more."""
+    number, count = -1, len(wrong.rows())
+    while number + 1 < count:
         try:
-            answer = self.connection.recv()
-        except EOFError:
-            self.process.join()
-            code = self.process.exitcode
-            self.end()
-            raise AssertionError(f"the process died of it, exit code {code}") from None
-        assert not answer, answer
+            for number, answer in messages(answers, backend, number + 1, longest=LONGEST):
+                if answer is not None:
+                    yield number, answer
+        except Died as died:
+            yield number, str(died)
 
 
 def tally_of(row: Wrong, backend: str) -> tuple[str, Tally]:
     """The line that a row belongs to: one per family, and one per call where torch errs."""
     if row.family != "torch errs":
         return row.family, Tally(row.family, "same type of error or better, nothing touched", backend)
-    note = f"torch: {row.reason}"
-    return row.source, Tally(row.source, "raises where torch errs", backend, note=note)
+    return row.source, Tally(row.source, "raises where torch errs", backend, note=f"torch: {row.reason}")
 
 
 def run(quick: bool) -> Iterator[Tally]:
     rows = wrong.rows()
     for backend in runnable():
         tallies: dict[str, Tally] = {}
-        with Process(backend) as process:
-            for number, row in enumerate(rows):
-                key, tally = tally_of(row, backend)
-                with tallies.setdefault(key, tally).case(f"{row.source} ({row.reason})"):
-                    process.ask(number)
+        for number, answer in ask(backend):
+            row = rows[number]
+            key, tally = tally_of(row, backend)
+            with tallies.setdefault(key, tally).case(f"{row.source} ({row.reason})"):
+                assert not answer, answer
         yield from tallies.values()

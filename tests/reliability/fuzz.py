@@ -17,7 +17,8 @@ asked first.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 
 import torch
 
@@ -28,12 +29,16 @@ from tests.fuzz.past import PAST
 from tests.fuzz.runner import search
 from tests.fuzz.strategies import OPS
 from tests.reliability.backends import is_slow, runnable
+from tests.reliability.process import Died, messages
 from tests.reliability.tally import KEPT, Skip, Tally
 
 INTERPRETED = True
 
 BATCH = 250  # calls of one seed
 ASKED = "torch's values, gradients, layout, or error"
+LONGEST = 300  # seconds of one call
+PAST_LINE = "calls that failed once"
+LINES = (PAST_LINE, *OPS)
 
 
 def count(backend: str, quick: bool) -> int:
@@ -42,45 +47,68 @@ def count(backend: str, quick: bool) -> int:
         return 4 if quick else 100
     if is_slow(backend):
         return 10 if quick else 1000
-    return 25 if quick else 6000
+    return 25 if quick else 2500
 
 
 def run(quick: bool) -> Iterator[Tally]:
+    for backend in runnable():
+        start = 0
+        while start < len(LINES):
+            call = "no call yet"
+            try:
+                for message in messages(tallies, backend, quick, start, longest=LONGEST):
+                    if isinstance(message, Tally):
+                        start += 1
+                        yield message
+                    else:
+                        call = message
+            except Died as died:
+                tally = Tally(LINES[start], ASKED, backend)
+                with tally.case(call):
+                    raise died
+                start += 1
+                yield tally
+
+
+def tallies(say: Callable[[Tally | str], None], backend: str, quick: bool, start: int) -> None:
+    """In a process of its own: the lines from a number on; and before each call, what it is."""
     warnings.simplefilter("ignore")  # torch's, of empty tensors and the like
     torch.set_num_threads(1)
-    for backend in runnable():
-        yield past(backend)
-        for op in OPS:
-            yield fuzzed(op, backend, count(backend, quick))
+
+    def ask(call: Call) -> None:
+        say(repr(call))
+        check(call, [backend])
+
+    for line in LINES[start:]:
+        say(past(backend, ask) if line == PAST_LINE else fuzzed(line, backend, count(backend, quick), ask))
 
 
-def past(backend: str) -> Tally:
-    tally = Tally("calls that failed once", ASKED, backend)
+def past(backend: str, ask: Callable[[Call], None]) -> Tally:
+    tally = Tally(PAST_LINE, ASKED, backend)
     for call, reason in PAST:
         with tally.case(f"{call} ({reason})"):
-            check(call, [backend])
+            ask(call)
     return tally
 
 
-def fuzzed(op: str, backend: str, calls: int) -> Tally:
-    batches = range(-(-calls // BATCH))
-    tally = Tally(op, ASKED, backend, note=f"seeds 0 to {batches[-1]}" if len(batches) > 1 else "seed 0")
+def fuzzed(op: str, backend: str, calls: int, ask: Callable[[Call], None]) -> Tally:
+    seeds = range(-(-calls // BATCH))
+    tally = Tally(op, ASKED, backend, note=f"seeds 0 to {seeds[-1]}" if len(seeds) > 1 else "seed 0")
+    skipped: list[str] = []
 
-    def ask(call: Call) -> None:
+    def judge(call: Call) -> None:
         try:
-            check(call, [backend])
+            ask(call)
         except Skip as skip:
             skipped.append(str(skip))
 
-    for seed in batches:
-        skipped: list[str] = []
-        asked, failure = search(op, min(BATCH, calls), seed, is_slow(backend), ask)
-        for reason in skipped:
-            tally.reasons[reason] = tally.reasons.get(reason, 0) + 1
-        tally.skipped += len(skipped)
-        tally.cases += asked - len(skipped)
+    for seed in seeds:
+        asked, failure = search(op, min(BATCH, calls), seed, is_slow(backend), judge)
+        tally.cases += asked
         if failure:
             tally.failed += 1
             if len(tally.failures) < KEPT:
                 tally.failures.append(f"seed {seed}: {failure}")
+    tally.cases -= len(skipped)
+    tally.skipped, tally.reasons = len(skipped), dict(Counter(skipped))
     return tally

@@ -48,14 +48,15 @@ def answers(say: Callable[[tuple[int, str | None]], None], backend: str, start: 
 
 def ask(backend: str) -> Iterator[tuple[int, str]]:
     """What is wrong with each row; a row that kills its process is asked no more."""
-    number, count = -1, len(wrong.rows())
-    while number + 1 < count:
+    start, count = 0, len(wrong.rows())
+    while start < count:
         try:
-            for number, answer in messages(answers, backend, number + 1, longest=LONGEST):
+            for number, answer in messages(answers, backend, start, longest=LONGEST):
+                start = number + 1
                 if answer is not None:
                     yield number, answer
         except Died as died:
-            yield number, str(died)
+            yield start - 1, str(died)
 
 
 def tally_of(row: Wrong, backend: str) -> tuple[str, Tally]:

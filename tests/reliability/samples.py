@@ -15,6 +15,7 @@ those by more than 100 elements, are checked in one random direction instead of 
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator
 
@@ -24,7 +25,7 @@ import fastops
 from fastops.ops.library import OPS
 from tests import interpreter
 from tests import torch_samples as their
-from tests.cases import all_cases
+from tests.cases import Case, all_cases
 from tests.conftest import device_of
 from tests.gradients import CHECKS, function_and_inputs
 from tests.reliability.backends import DTYPES, LAYOUTS, is_slow, name, runnable
@@ -113,24 +114,36 @@ def modules(backend: str, quick: bool) -> Iterator[Tally]:
 
 def derivatives(backend: str, quick: bool) -> Iterator[Tally]:
     """gradcheck, forward-mode gradcheck and gradgradcheck of the tables' cases."""
-    of_op: dict[str, list] = {}
-    for case in all_cases():
-        too_slow = backend == interpreter.NAME and interpreter.SLOW.search(f"{case}-nchw")
-        if not case.large and case.wrt != () and torch.float64 in case.dtypes and not too_slow:
-            of_op.setdefault(case.op, []).append(case)
-    for op, cases in of_op.items():
-        for check, holds in CHECKS.items():
-            for layout in LAYOUTS:
+    briefly = quick and backend == interpreter.NAME
+    checks = dict(list(CHECKS.items())[:1]) if briefly else CHECKS
+    for op, cases in differentiable_cases(backend, quick).items():
+        for check, holds in checks.items():
+            for layout in LAYOUTS[:1] if briefly else LAYOUTS:
                 tally = Tally(op, check, backend, "float64", layout)
-                for _, case in their.spread(cases, min(most(backend, quick), 4 if quick else EVERYTHING)):
+                for case in cases:
                     with tally.case(str(case)):
-                        function, inputs = function_and_inputs(
-                            case, layout == "channels_last", device_of(backend)
-                        )
-                        elements = sum(t.numel() for t in inputs)
+                        of_case = function_and_inputs(case, layout == "channels_last", device_of(backend))
+                        elements = sum(t.numel() for t in of_case[1])
                         fast = quick or is_slow(backend) or elements > ELEMENTS
-                        assert holds(function, inputs, fast=fast)
+                        assert holds(*of_case, fast=fast)
                 yield tally
+
+
+def differentiable_cases(backend: str, quick: bool) -> dict[str, list[Case]]:
+    """Of each op: all, or some evenly spread; for the interpreter, which takes seconds, the smallest."""
+    of_op: dict[str, list[Case]] = {}
+    for case in all_cases():
+        if not case.large and case.wrt != () and torch.float64 in case.dtypes:
+            of_op.setdefault(case.op, []).append(case)
+    if backend == interpreter.NAME:
+
+        def elements(case: Case) -> int:
+            return sum(map(math.prod, case.shapes))
+
+        filled = {op: [c for c in cases if elements(c)] for op, cases in of_op.items()}
+        return {op: sorted(cases, key=elements)[: 1 if quick else 6] for op, cases in filled.items()}
+    number = min(most(backend, quick), 4) if quick else most(backend, quick)
+    return {op: [case for _, case in their.spread(cases, number)] for op, cases in of_op.items()}
 
 
 def library(quick: bool) -> Iterator[Tally]:

@@ -93,7 +93,8 @@ def tensor(op: str, name: str, x: Any, dtypes: tuple[torch.dtype, ...] = FLOATIN
         raise NotImplementedError(
             f"{op}: {name} has dtype {x.dtype}, which is not supported; supported: {known}"
         )
-    dense(op, name, x)
+    if x.layout is not torch.strided or x.is_nested:  # a call saved where all is well
+        dense(op, name, x)
     return x
 
 

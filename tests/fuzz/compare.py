@@ -111,16 +111,15 @@ def sizes(call: Call, tensors: list[Tensor | None], dy: Tensor | None) -> Result
     if var is None:  # an empty batch
         var = torch.ones(1)
     invstd = (var + call.options.get("eps", 1e-5)).rsqrt().max().item() if var.numel() else 1.0  # type: ignore[union-attr]
-    greatest = lambda t: 1.0 if t is None or not t.numel() else max(t.max().item(), 1e-30)  # noqa: E731
+
+    def greatest(t: Tensor | None, without: float = 0.0) -> float:
+        return without if t is None or not t.numel() else t.max().item()
+
     far = 1 + greatest(x) * invstd  # of x̂, whose mean is taken off after it is divided
-    y = (
-        far * greatest(w)
-        + (greatest(b) if b is not None else 0)
-        + (greatest(residual) if residual is not None else 0)
-    )
+    y = far * greatest(w, 1.0) + greatest(b) + greatest(residual)
     pull = 0.0 if dy is None else greatest(dy.double().abs())
     count = max(1, x.numel() // max(1, x.shape[1]))  # type: ignore[union-attr]
-    grads = {0: pull * greatest(w) * invstd * far * far, 3: pull * far * count, 4: pull * count, 5: pull}
+    grads = {0: pull * greatest(w, 1.0) * invstd * far * far, 3: pull * far * count, 4: pull * count, 5: pull}
     new = [torch.tensor(v) for v in (1 + greatest(x), 1 + greatest(x) ** 2)]
     return Result(
         [torch.tensor(y)],
@@ -266,12 +265,13 @@ def compare(call: Call, backends: list[str]) -> None:
 
 
 def agree_among_themselves(call: Call, tensors: list[Tensor | None], backends: list[str]) -> None:
-    """All backends raise the same, or compute results of one shape."""
+    """All backends, and the CPU's where it is another, raise the same or compute results of one shape."""
     raised = []
+    backends = list(dict.fromkeys([*(["cpu"] if "cpu" in BACKENDS else []), *backends]))
     for backend in backends:
         try:
             with fastops.backend(backend):
-                y = first(run(G, call, moved(tensors, backend), None).outputs)
+                y = first(run(G, call, moved(call, tensors, backend), None).outputs)
             raised.append(f"computes {tuple(y.shape)}")
         except Exception as error:
             raised.append(f"raises {type(error).__name__}")
@@ -281,7 +281,7 @@ def agree_among_themselves(call: Call, tensors: list[Tensor | None], backends: l
 def refuses(call: Call, tensors: list[Tensor | None], backend: str, error: Exception) -> None:
     try:
         with fastops.backend(backend):
-            run(G, call, moved(tensors, backend), None)
+            run(G, call, moved(call, tensors, backend), None)
     except type(error):
         return
     except Exception as other:
@@ -293,18 +293,12 @@ def refuses(call: Call, tensors: list[Tensor | None], backend: str, error: Excep
     raise AssertionError(f"{backend}: accepted, where torch raises {type(error).__name__}({error})")
 
 
-def moved(tensors: list[Tensor | None], backend: str) -> list[Tensor | None]:
+def moved(call: Call, tensors: list[Tensor | None], backend: str, first: int = 0) -> list[Tensor | None]:
+    """The tensors, of which the first has that position, on the backend's device, laid as they are here."""
     device = BACKENDS[backend].device_type
     if device == "cpu":
         return tensors
-    return [
-        None
-        if t is None
-        else torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=device).copy_(t)
-        if t.numel() and all(t.stride()) and not t.is_set_to(t.contiguous())
-        else t.to(device)
-        for t in tensors
-    ]
+    return [None if t is None else lay(t.to(device), call.form(k)) for k, t in enumerate(tensors, first)]
 
 
 def agrees(
@@ -316,10 +310,10 @@ def agrees(
     reference: Result,
     terms: Result,
 ) -> None:
-    there = moved(tensors, backend)
+    there = moved(call, tensors, backend)
     try:
         with fastops.backend(backend):
-            ours = run(G, call, there, dy if dy is None else moved([dy], backend)[0])
+            ours = run(G, call, there, dy if dy is None else moved(call, [dy], backend, len(call.shapes))[0])
     except Exception as error:
         raise AssertionError(f"{backend}: raises {type(error).__name__}({error}), torch does not") from error
     assert len(ours.outputs) == len(theirs.outputs), f"{backend}: {len(ours.outputs)} results"

@@ -31,9 +31,23 @@ def number(op: str, name: str, value: Any) -> float:
     """A float, from anything that is a real number; TypeError for text and None."""
     if isinstance(value, float):
         return value
+    wrong = f"{op}(): argument '{name}' must be float, not {type(value).__name__}"
     if isinstance(value, str) or not hasattr(value, "__float__"):
-        raise TypeError(f"{op}(): argument '{name}' must be float, not {type(value).__name__}")
-    return float(value)
+        raise TypeError(wrong)
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise OverflowError(f"{op}: {name}: {error}") from None
+    except (TypeError, ValueError, RuntimeError):  # a tensor of several elements
+        raise TypeError(wrong) from None
+
+
+def boolean(op: str, name: str, value: Any) -> bool:
+    """A bool, Python's or numpy's; TypeError for anything else."""
+    kind = type(value)
+    if kind is bool or (kind.__module__ == "numpy" and kind.__name__ in ("bool", "bool_")):
+        return bool(value)
+    raise TypeError(f"{op}(): argument '{name}' must be bool, not {kind.__name__}")
 
 
 def pair(op: str, name: str, value: int | Sequence[int]) -> tuple[int, int]:
@@ -43,6 +57,8 @@ def pair(op: str, name: str, value: int | Sequence[int]) -> tuple[int, int]:
             return integer(op, name, value[0]), integer(op, name, value[1])
         if len(value) == 1:
             return (integer(op, name, value[0]),) * 2
+        for one in value:
+            integer(op, name, one)
         raise RuntimeError(f"{op}: {name} must be an int or a tuple of two ints, got {value!r}")
     return (integer(op, name, value),) * 2
 
@@ -77,11 +93,18 @@ def tensor(op: str, name: str, x: Any, dtypes: tuple[torch.dtype, ...] = FLOATIN
         raise NotImplementedError(
             f"{op}: {name} has dtype {x.dtype}, which is not supported; supported: {known}"
         )
-    if x.layout is not torch.strided:
-        raise NotImplementedError(
-            f"{op}: {name} has layout {x.layout}; only dense (strided) tensors are supported"
-        )
+    if x.layout is not torch.strided or x.is_nested:  # a call saved where all is well
+        dense(op, name, x)
     return x
+
+
+def dense(op: str, name: str, x: Tensor) -> None:
+    """NotImplementedError for a sparse or a nested tensor."""
+    if x.layout is not torch.strided or x.is_nested:
+        layout = "nested" if x.is_nested else x.layout
+        raise NotImplementedError(
+            f"{op}: {name} has layout {layout}; only dense (strided) tensors are supported"
+        )
 
 
 def batched(op: str, x: Tensor) -> tuple[Tensor, bool]:

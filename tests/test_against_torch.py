@@ -12,6 +12,7 @@ from torch import Tensor
 import fastops.functional as G
 from tests.cases import Case, all_cases
 from tests.conftest import device_of
+from tests.gradients import CHECKS, function_and_inputs
 from tests.tolerance import assert_accurate, assert_same_layout
 
 CASES = all_cases()
@@ -80,19 +81,9 @@ def test_values_and_gradients(case: Case, dtype: torch.dtype, channels_last: boo
 @every_layout
 @pytest.mark.parametrize("case", [c for c in CASES if not c.large and c.wrt != ()], ids=str)
 def test_gradcheck(case: Case, channels_last: bool, backend: str) -> None:
-    arguments = case.arguments(torch.float64, channels_last, device_of(backend))
-    wrt = case.differentiable(arguments)
-
-    def function(*inputs: Tensor) -> Tensor:
-        full = list(arguments)
-        for i, t in zip(wrt, inputs, strict=True):
-            full[i] = t
-        result = case.call(G, *full)
-        return result if isinstance(result, Tensor) else result[0]
-
-    inputs = [arguments[i].clone().requires_grad_() for i in wrt]
-    assert torch.autograd.gradcheck(function, inputs, fast_mode=True, check_forward_ad=True)
-    assert torch.autograd.gradgradcheck(function, inputs, fast_mode=True)
+    function, inputs = function_and_inputs(case, channels_last, device_of(backend))
+    for check in CHECKS.values():
+        assert check(function, inputs, fast=True)
 
 
 @every_layout

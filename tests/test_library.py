@@ -78,15 +78,20 @@ def calls_of(case: Case, channels_last: bool, dtype: torch.dtype = torch.float32
     return recorder.calls
 
 
+def check_op(op: Any, args: tuple[Any, ...]) -> None:
+    """torch's own checks of one call of an op."""
+    tensors = [a.requires_grad_() if isinstance(a, Tensor) and a.is_floating_point() else a for a in args]
+    if "backward" not in op.name().split("::")[1] or "conv" in op.name():
+        torch.library.opcheck(op, tensors)
+    else:  # not themselves differentiable
+        torch.library.opcheck(op, [a.detach() if isinstance(a, Tensor) else a for a in args])
+
+
 def opcheck(case: Case, channels_last: bool) -> set[str]:
-    """torch's own checks of all the ops that a case calls; their names."""
+    """check_op of all the ops that a case calls; their names."""
     names = set()
     for op, args in calls_of(case, channels_last):
-        tensors = [a.requires_grad_() if isinstance(a, Tensor) and a.is_floating_point() else a for a in args]
-        if "backward" not in op.name().split("::")[1] or "conv" in op.name():
-            torch.library.opcheck(op, tensors)
-        else:  # not themselves differentiable
-            torch.library.opcheck(op, [a.detach() if isinstance(a, Tensor) else a for a in args])
+        check_op(op, args)
         names.add(op.name().removeprefix("fastops::"))
     return names
 

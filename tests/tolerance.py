@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -15,8 +17,9 @@ def max_error(value: Tensor, reference: Tensor) -> float:
     return difference.masked_fill(same, 0).max().item()
 
 
-def assert_accurate(ours: Tensor, theirs: Tensor, reference: Tensor, what: str = "") -> None:
-    """Error against the fp64 reference ≤ 2 × torch's error at this dtype, plus a rounding floor.
+def assert_accurate(ours: Tensor, theirs: Tensor, reference: Tensor, what: str = "") -> float:
+    """Error against the fp64 reference ≤ 2 × torch's error at this dtype, plus a rounding floor; returns the
+    error as a part of that.
 
     The floor is two units in the last place of the largest value: where torch happens to round every
     value right, one rounding more must not fail. In fp64 torch's own result is the reference, so that
@@ -29,9 +32,9 @@ def assert_accurate(ours: Tensor, theirs: Tensor, reference: Tensor, what: str =
     finite = reference[reference.isfinite()]
     scale = finite.abs().max().item() if finite.numel() else 0.0
     floor = units * torch.finfo(ours.dtype).eps * scale
-    assert error <= 2 * torch_error + floor, (
-        f"{what}: error {error:.3e}, torch's {torch_error:.3e}, floor {floor:.3e}"
-    )
+    allowed = 2 * torch_error + floor
+    assert error <= allowed, f"{what}: error {error:.3e}, torch's {torch_error:.3e}, floor {floor:.3e}"
+    return error / allowed if 0 < error < math.inf else 0.0
 
 
 def assert_same_layout(ours: Tensor, theirs: Tensor) -> None:

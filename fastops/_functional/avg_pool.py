@@ -34,7 +34,13 @@ def _avg_pool_spec(
         divisor_override = arguments.integer(op, "divisor_override", divisor_override)
         if divisor_override == 0:
             raise RuntimeError("avg_pool2d: divisor must be not zero, got divisor_override=0")
-    return pool.AvgPoolSpec(kernel, step, pad, bool(ceil_mode), bool(count_include_pad), divisor_override)
+        if not -(2**63) <= divisor_override < 2**63:
+            raise RuntimeError(
+                f"avg_pool2d: divisor must fit 64 bits, got divisor_override={divisor_override}"
+            )
+    ceil = arguments.boolean(op, "ceil_mode", ceil_mode)
+    include = arguments.boolean(op, "count_include_pad", count_include_pad)
+    return pool.AvgPoolSpec(kernel, step, pad, ceil, include, divisor_override)
 
 
 @replayed(1)
@@ -112,11 +118,13 @@ def check_adaptive_rank(op: str, input: Tensor, output_size: Any) -> None:
 @cached(typed=True)
 def _output_size(op: str, output_size: int | tuple[int | None, ...] | None) -> tuple[int | None, int | None]:
     sizes = output_size if isinstance(output_size, tuple) else (output_size, output_size)
+    checked = tuple(None if s is None else arguments.integer(op, "output_size", s) for s in sizes)
     if len(sizes) != 2:
         raise RuntimeError(f"{op}: output_size must be one or two sizes, got {output_size!r}")
-    checked = tuple(None if s is None else arguments.integer(op, "output_size", s) for s in sizes)
     if any(s is not None and s < 0 for s in checked):
         raise RuntimeError(f"{op}: output_size must be non-negative, got {output_size!r}")
+    if any(s is not None and s >= 2**62 for s in checked):
+        raise RuntimeError(f"{op}: output_size {output_size!r} is more than can be counted")
     return checked  # type: ignore[return-value]
 
 

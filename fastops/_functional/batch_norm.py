@@ -21,6 +21,7 @@ def _batch_norm_parameter(op: str, name: str, t: Tensor | None, x: Tensor) -> No
         return
     if not isinstance(t, Tensor):
         raise TypeError(f"{op}(): argument '{name}' must be Tensor, not {type(t).__name__}")
+    arguments.dense(op, name, t)
     if t.numel() != x.shape[1]:
         raise RuntimeError(f"{op}: {name} should contain {x.shape[1]} elements not {t.numel()}")
     if t.device != x.device:
@@ -48,7 +49,9 @@ def _parameter_dtype(op: str, x: Tensor, *parameters: Tensor | None) -> torch.dt
     for t in parameters:  # the quick way: does all fit?
         if t is None:
             continue
-        if not isinstance(t, Tensor) or t.numel() != channels or t.device != device:
+        if not isinstance(t, Tensor) or t.layout is not torch.strided or t.is_nested:
+            break
+        if t.numel() != channels or t.device != device:
             break
         if dtype is None:
             dtype = t.dtype
@@ -68,16 +71,21 @@ def _parameter_dtype(op: str, x: Tensor, *parameters: Tensor | None) -> torch.dt
 def _check_residual(op: str, x: Tensor, residual: Tensor) -> None:
     if not isinstance(residual, Tensor):
         raise TypeError(f"{op}(): argument 'residual' must be Tensor, not {type(residual).__name__}")
-    for what in ("shape", "dtype", "device", "layout"):
+    arguments.dense(op, "residual", residual)
+    for what in ("shape", "dtype", "device"):
         ours, wanted = getattr(residual, what), getattr(x, what)
         if ours != wanted:
             ours, wanted = (tuple(v) if isinstance(v, torch.Size) else v for v in (ours, wanted))
             raise RuntimeError(f"{op}: residual has {what} {ours}, expected the input's, {wanted}")
 
 
-def _check_running_statistics(op: str, name: str, t: Tensor | None) -> None:
+def _check_running_statistics(op: str, name: str, t: Tensor | None, training: bool) -> None:
     if t is None:
         return
+    if t.dim() != 1:
+        raise RuntimeError(f"{op}: {name} must have one dimension, got shape {tuple(t.shape)}")
+    if training and t.stride(0) == 0 and t.numel() > 1:  # before either of the two is written to
+        raise RuntimeError(f"{op}: {name}, which is updated, has one element in several places (expand?)")
     if t.requires_grad:
         raise RuntimeError(f"{op}: not differentiable wrt {name}, which cannot have requires_grad True")
     if forward_ad._current_level >= 0 and forward_ad.unpack_dual(t).tangent is not None:
@@ -163,8 +171,8 @@ def batch_norm(
     if (running_mean is None) != (running_var is None):
         raise ValueError(f"{op}: running_mean and running_var must either both be None or neither be None")
     dtype = _parameter_dtype(op, x, weight, bias, running_mean, running_var)
-    _check_running_statistics(op, "running_mean", running_mean)
-    _check_running_statistics(op, "running_var", running_var)
+    _check_running_statistics(op, "running_mean", running_mean, training)
+    _check_running_statistics(op, "running_var", running_var, training)
     return _batch_norm.batch_norm(
         *(x, running_mean, running_var, weight, bias, dtype, training, momentum, eps),
         *(residual, activation is not None),

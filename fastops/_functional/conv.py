@@ -45,7 +45,7 @@ def _checked_conv(op: str, x: Tensor, w: Tensor, b: Tensor | None, groups: int, 
     if not fits or (b is not None and (b.dtype != x.dtype or b.device != x.device)):
         arguments.same_device(op, input=x, weight=w, bias=b)
         arguments.same_dtype(op, input=x, weight=w, bias=b)
-    if w.dim() != 4 or 0 in w.shape[2:]:
+    if w.dim() != 4 or 0 in w.shape[2:] or (transposed and w.shape[1] == 0):
         raise RuntimeError(f"{op}: expected a 4-d weight with a non-empty kernel, got shape {tuple(w.shape)}")
     if groups <= 0:
         raise RuntimeError(f"{op}: groups must be positive, got {groups}")
@@ -122,6 +122,8 @@ def _conv_size(
         shapes.conv_size(*axis)
         for axis in zip(shape[2:], kernel, spec.stride, padding, spec.dilation, strict=True)
     )
+    if 0 in shape[2:] and 0 not in shape[:2]:
+        raise RuntimeError(f"conv2d: only batch and channels of the input may be empty, got {tuple(shape)}")
     if size[0] < 1 or size[1] < 1:
         reach = tuple(d * (k - 1) + 1 for d, k in zip(spec.dilation, kernel, strict=True))
         raise RuntimeError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +21,15 @@ from fastops.ops.replay import replayed
 INTERPOLATE_MODES = ("nearest", "nearest-exact", "bilinear", "bicubic", "area", "lanczos")
 
 
+def _key(name: str, value: Any) -> Any:
+    """A size or scale_factor as a key for the cache."""
+    key = hashable(value)
+    if isinstance(key, tuple) and not isinstance(value, (tuple, list)):
+        wanted = "a number or a sequence of numbers"
+        raise TypeError(f"interpolate(): argument '{name}' must be {wanted}, not {type(value).__name__}")
+    return key
+
+
 def _two(value: Any) -> tuple[Any, Any]:
     """(height, width) of an argument of interpolate."""
     return (value[0], value[1]) if isinstance(value, (list, tuple)) else (value, value)
@@ -27,7 +37,10 @@ def _two(value: Any) -> tuple[Any, Any]:
 
 def _factor(value: Any) -> float:
     if isinstance(value, (int, float)):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            return math.inf  # refused as such
     raise TypeError(f"interpolate(): argument 'scale_factor' must be float, not {type(value).__name__}")
 
 
@@ -134,7 +147,7 @@ def interpolate(
         )
     if not isinstance(input, Tensor):
         raise TypeError(f"interpolate(): argument 'input' must be Tensor, not {type(input).__name__}")
-    size, scale_factor = hashable(size), hashable(scale_factor)
+    size, scale_factor = _key("size", size), _key("scale_factor", scale_factor)
     # Only plain numbers are remembered: 2.0 and True equal integers that they must not be taken for.
     plain = (
         _exactly((int,), size)

@@ -32,7 +32,7 @@ def _max_pool_spec(
     step = kernel if no_stride else arguments.positive(op, "stride", arguments.pair(op, "stride", stride))
     pad = arguments.non_negative(op, "padding", arguments.pair(op, "padding", padding))
     spacing = arguments.positive(op, "dilation", arguments.pair(op, "dilation", dilation))
-    return max_pool.MaxPoolSpec(kernel, step, pad, spacing, bool(ceil_mode))
+    return max_pool.MaxPoolSpec(kernel, step, pad, spacing, arguments.boolean(op, "ceil_mode", ceil_mode))
 
 
 def _max_pool(x: Tensor, added: bool, spec: max_pool.Spec, return_indices: bool) -> Any:
@@ -157,6 +157,10 @@ def _unpool_output_size(
     if output_size is None:
         chosen = default
     else:
+        if not isinstance(output_size, tuple):
+            raise TypeError(
+                f"{op}(): argument 'output_size' must be a tuple, not {type(output_size).__name__}"
+            )
         if len(output_size) not in (2, 4):
             raise ValueError(
                 "max_unpool2d: output_size should have 2 or 4 elements (height and width last), but it has "
@@ -172,6 +176,8 @@ def _unpool_output_size(
                 )
     if chosen[0] < 0 or chosen[1] < 0:
         raise ValueError(f"max_unpool2d: output_size must be non-negative, but got {chosen}")
+    if 0 in chosen:
+        raise RuntimeError(f"{op}: the output would be {chosen}, with no element for indices to point at")
     arguments.allocatable(op, chosen)
     return chosen  # type: ignore[return-value]
 
@@ -211,6 +217,7 @@ def max_unpool2d(
     x, added = arguments.batched(op, arguments.tensor(op, "input", input))
     if not isinstance(indices, Tensor):
         raise TypeError(f"{op}(): argument 'indices' must be Tensor, not {type(indices).__name__}")
+    arguments.dense(op, "indices", indices)
     size = _unpool_output_size(
         tuple(x.shape[2:]),
         hashable(kernel_size),

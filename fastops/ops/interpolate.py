@@ -86,6 +86,14 @@ def interpolate_plan(
 ) -> Plan:
     n, c, h, w = shape
     out_shape = resized_shape(spec, shape)
+    # Along an axis whose size stays torch copies, whatever the factor; not so in the other modes.
+    copies = spec.mode == "bilinear" or spec.antialias or (spec.mode == "bicubic" and dtype is torch.uint8)
+    scale = (0.0, 0.0)  # the ratio of sizes
+    if spec.scale is not None and not spec.recompute:
+        scale = (
+            0.0 if copies and out_shape[2] == h else spec.scale[0],
+            0.0 if copies and out_shape[3] == w else spec.scale[1],
+        )
     params = _C.InterpolateParams(
         dtype=DTYPES[dtype],
         channels_last=channels_last,
@@ -94,7 +102,7 @@ def interpolate_plan(
         in_=(1, h, w),
         out=(1, *out_shape[2:]),
         filter=FILTERS[spec.mode],
-        scale=(0.0, *((0.0, 0.0) if spec.scale is None or spec.recompute else spec.scale)),
+        scale=(0.0, *scale),
         align_corners=spec.align_corners,
         antialias=spec.antialias,
     )

@@ -48,11 +48,11 @@ def checked_pooled_size(
         raise RuntimeError(
             f"{name}: expected a non-empty input (only the batch may be 0), got {tuple(shape)}"
         )
-    for k, p, d in zip(kernel, padding, dilation, strict=True):
-        if p > (d * (k - 1) + 1) // 2:
+    for k, p in zip(kernel, padding, strict=True):
+        if p > k // 2:
             raise RuntimeError(
-                f"{name}: padding should be at most half of the effective kernel size, but got "
-                f"padding={padding}, kernel_size={kernel}, dilation={dilation}"
+                f"{name}: padding should be at most half of the kernel size, whatever the dilation, but got "
+                f"padding={padding}, kernel_size={kernel}"
             )
     out = tuple(
         shapes.pooled_size(*axis, ceil_mode)

@@ -91,7 +91,19 @@ CASES = (
             dict(mode="bicubic", antialias=True, size=(5, 6), align_corners=True),
             "align_corners changes the step only",
             dtypes=ANTIALIAS_DTYPES,
-        )
+        ),
+        Case(
+            "interpolate",
+            ((1, 3, 4, 9),),
+            dict(mode="bilinear", scale_factor=1.1),
+            "the size stays: a copy, whatever the factor",
+        ),
+        Case(
+            "interpolate",
+            ((1, 3, 4, 9),),
+            dict(mode="bilinear", scale_factor=(1.2, 0.6)),
+            "the height stays: a copy along that axis",
+        ),
     ]
     + [Case("interpolate", s, dict(mode="area", **k), r) for s, k, r in AREA]
 )

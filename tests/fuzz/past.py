@@ -1,0 +1,32 @@
+"""Calls that have failed once, as hypothesis had made them small; asked first, always."""
+
+from __future__ import annotations
+
+from tests.fuzz.call import Call
+
+PAST: list[tuple[Call, str]] = [
+    (
+        Call("max_pool2d", ((1, 1, 9, 9),), {"kernel_size": 3, "stride": 1, "padding": 2, "dilation": 2}),
+        "padding beyond half of the kernel was let through where the dilated window is larger",
+    ),
+    (
+        Call("conv_transpose2d", ((3, 15, 5, 13), (15, 0, 5, 2), None), {"groups": 1}, "float16"),
+        "a weight without output channels was let through",
+    ),
+    (
+        Call("conv2d", ((2, 4, 6, 0), (8, 4, 3, 3), None), {"padding": 2}),
+        "an image without columns was let through where padding made room",
+    ),
+    (
+        Call("max_unpool2d", ((1, 1, 1, 12),) * 2, {"kernel_size": 2, "padding": (1, 1), "plane": 0}),
+        "no plane to unpool to: backends differed",
+    ),
+    (
+        Call("interpolate", ((1, 1, 1, 2),), {"mode": "bilinear", "scale_factor": 1.25}),
+        "the size stays: torch copies, and does not resize by the factor",
+    ),
+    (
+        Call("interpolate", ((2, 3, 3, 3),), {"mode": "bicubic", "scale_factor": 1.25}, "uint8"),
+        "the same in uint8",
+    ),
+]

@@ -1,0 +1,78 @@
+"""Wrong calls, each on every backend: refused, and nothing touched.
+
+A case is one row of the tables in tests/wrong: a call of a function, the construction of a layer or a call
+of one, wrong by type, rank, size, dtype, device, value, index, memory or by overflow. It must raise the type
+of error that torch raises there, or the one that the table says is better; its message names the function;
+inputs, running statistics and the state of layers are afterwards bit for bit what they were; and the process
+lives. Calls on which torch crashes, computes garbage or takes what cannot be meant have a line each; the
+notes say what it does, as seen with torch 2.13 on the CPU.
+
+Each backend is asked in a process of its own, call by call: one that dies or takes more than two minutes is
+a failure that names the call, and another process goes on behind it.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+
+import torch
+
+import fastops
+from tests import wrong
+from tests.reliability.backends import runnable
+from tests.reliability.process import Died, messages
+from tests.reliability.tally import Tally
+from tests.wrong import Wrong
+
+INTERPRETED = True
+
+LONGEST = 120  # seconds of one call
+
+
+def answers(say: Callable[[tuple[int, str | None]], None], backend: str, start: int) -> None:
+    """In the process of its own: for each row from a number on, None before it is asked, and then what is
+    wrong, or nothing."""
+    warnings.simplefilter("ignore")  # torch's, of nested tensors and the like
+    torch.set_num_threads(1)
+    with fastops.backend(backend):
+        for number, row in list(enumerate(wrong.rows()))[start:]:
+            say((number, None))
+            try:
+                wrong.ask(row)
+            except Exception as error:
+                say((number, f"{type(error).__name__}: {error}"))
+            else:
+                say((number, ""))
+
+
+def ask(backend: str) -> Iterator[tuple[int, str]]:
+    """What is wrong with each row; a row that kills its process is asked no more."""
+    start, count = 0, len(wrong.rows())
+    while start < count:
+        try:
+            for number, answer in messages(answers, backend, start, longest=LONGEST):
+                start = number + 1
+                if answer is not None:
+                    yield number, answer
+        except Died as died:
+            yield start - 1, str(died)
+
+
+def tally_of(row: Wrong, backend: str) -> tuple[str, Tally]:
+    """The line that a row belongs to: one per family, and one per call where torch errs."""
+    if row.family != "torch errs":
+        return row.family, Tally(row.family, "same type of error or better, nothing touched", backend)
+    return row.source, Tally(row.source, "raises where torch errs", backend, note=f"torch: {row.reason}")
+
+
+def run(quick: bool) -> Iterator[Tally]:
+    rows = wrong.rows()
+    for backend in runnable():
+        tallies: dict[str, Tally] = {}
+        for number, answer in ask(backend):
+            row = rows[number]
+            key, tally = tally_of(row, backend)
+            with tallies.setdefault(key, tally).case(f"{row.source} ({row.reason})"):
+                assert not answer, answer
+        yield from tallies.values()

@@ -320,7 +320,7 @@ def asked(cases: list[Case], backend: str, quick: bool, kind: str) -> list[Case]
 def lines(
     op: str, cases: list[Case], dtypes: tuple[torch.dtype, ...], kind: str, quick: bool
 ) -> Iterator[Tally]:
-    """A line for each backend that has cases: every case, dtype, layout and place (quick: layouts in turns)."""
+    """A line for each backend that has cases: each case, dtype, layout and place; quick: layouts in turns."""
     dtype_name = name(dtypes[0]) if len(dtypes) == 1 else ""
     found = {backend: Line(op, kind or "ordinary data", backend, dtype_name) for backend in backends()}
     cases_of = {backend: asked(cases, backend, quick, kind) for backend in found}

@@ -1,14 +1,15 @@
 """Tensors of more than 2³¹ elements, and the edge: 2³¹ − 1, 2³¹, 2³¹ + 1.
 
 Cases of the CUDA kernels are those of tests/test_large_tensors.py: in the emulation on address space that
-nobody has written, where of a large grid the last block runs; on a GPU with 40 GiB free as they are. A case on
-the CPU is one call, of bf16 (interpolation of uint8, too), whose largest tensor is at the edge: its values near
-both ends and near 2³¹ are random, and compared with torch's on a piece of the tensor; all others are zero and
-must stay so. Few outputs: windows far apart, which reach the last element. Every output, with gradients: in
-the long form, where there is the memory.
+nobody has written, where of a large grid the last block runs; on a GPU with 40 GiB free as they are. A case
+on the CPU is one call, of bf16 (interpolation of uint8, too), whose largest tensor is at the edge: its values
+near both ends and near 2³¹ are random, and compared with torch's on a piece of the tensor; all others are
+zero and must stay so. Few outputs: windows far apart, which reach the last element. Every output, with
+gradients: in the long form, where there is the memory.
 
 Where it ends: a window of max pooling may span 2³⁰ elements of its plane, and an error says so beyond; so a
-row may not have more. (2³¹ − 1 is prime, a tensor of so many elements one row.)
+row may not have more. (2³¹ − 1 is prime, a tensor of so many elements one row.) Interpolation makes axes of
+up to 2³¹ − 1: its cases have two rows, and 2³¹ − 4, 2³¹ and 2³¹ + 4 outputs.
 """
 
 from __future__ import annotations
@@ -94,9 +95,9 @@ def need(gibibytes: float) -> None:
         raise Skip(f"needs {gibibytes + 2:.0f} GiB of free memory")
 
 
-def smallest_factor(n: int) -> int:
-    """Of n, itself if it is prime."""
-    return next((d for d in range(2, math.isqrt(n) + 1) if n % d == 0), n)
+def windows_over(length: int) -> int:
+    """How many windows, two at least, begin at equal distances, the first at 0 and the last at `length`."""
+    return 1 + next((d for d in range(2, math.isqrt(length) + 1) if length % d == 0), 1)
 
 
 def rows_of(op: str, count: int) -> int:
@@ -132,9 +133,9 @@ def few_outputs(far: Far, count: int, backend: str) -> None:
     rows = rows_of(far.op, count)
     width = count // rows
     x = sparse(count, torch.bfloat16).view(1, 1, rows, width)
-    windows = smallest_factor(width - far.taps) + 1
+    windows = windows_over(width - far.taps)
     step = (width - far.taps) // (windows - 1)
-    chosen = sorted({0, 1, windows // 2, windows - 2, windows - 1})
+    chosen = sorted({0, 1, windows // 2, windows - 1})
     for k, window in enumerate(chosen):
         piece = x[0, 0, :, window * step : window * step + far.taps]
         piece.copy_(values(piece.numel() + k, "cpu")[k:].view(piece.shape))
@@ -207,6 +208,14 @@ def pieces(width: int, channels: int) -> list[tuple[int, int]]:
     return [(a - a % 2, min(a - a % 2 + PIECE + 2, width)) for a in sorted(starts) if 0 <= a <= width - PIECE]
 
 
+def shape_of(full: Full, count: int, channels: int = 1) -> tuple[int, ...]:
+    """Of x."""
+    if full.ratio > 1:
+        return 1, channels, 2, (count + 3 * (count > EDGE)) // (4 * channels)
+    rows = rows_of(full.op, count)
+    return 1, channels, rows, count // (channels * rows)
+
+
 def marked(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """Zeros, but for the pieces; channels_last where there are several channels."""
     _, c, rows, width = shape
@@ -239,25 +248,23 @@ def compared(what: str, large: Tensor, source: Tensor, small: Callable[[Tensor, 
 
 def every_output(full: Full, count: int, channels: int, dtype: torch.dtype, backend: str) -> None:
     need(full.gibibytes * dtype.itemsize / 2)
-    rows = rows_of(full.op, count)
-    width = count // (channels * rows) if full.ratio <= 1 else -(-count // channels) // 2
-    x = marked((1, channels, rows, width), dtype)
+    shape = shape_of(full, count, channels)
+    x = marked(shape, dtype)
     with fastops.backend(backend), torch.no_grad():
         y = full.call(G, x)
     with torch.no_grad():
         compared("y", y, x, lambda piece, _: full.call(F, piece))
-    shape = y.shape
     del y
     if not full.gradient:
         return
     leaf = x.detach().requires_grad_()
     with fastops.backend(backend):
         y = full.call(G, leaf)
-        dy = marked(tuple(shape), dtype)
+        dy = marked(tuple(y.shape), dtype)
         (dx,) = torch.autograd.grad(y, leaf, dy)
     del y
     if full.op == "max_pool2d":  # where maxima are depends on x: a piece of both
-        for a, b in pieces(width, channels)[:-1]:
+        for a, b in pieces(shape[3], channels)[:-1]:
             a, b = a + a % 4, b - b % 4
             piece = x[..., a:b].contiguous().requires_grad_()
             (expected,) = torch.autograd.grad(
@@ -267,7 +274,9 @@ def every_output(full: Full, count: int, channels: int, dtype: torch.dtype, back
         return
 
     def gradient(piece: Tensor, _: Tensor) -> Tensor:
-        zeros = torch.zeros(1, channels, 1, int(piece.shape[3] / full.ratio), dtype=dtype, requires_grad=True)
+        zeros = torch.zeros(
+            1, channels, piece.shape[2], int(piece.shape[3] / full.ratio), dtype=dtype, requires_grad=True
+        )
         (found,) = torch.autograd.grad(full.call(F, zeros), zeros, piece)
         return found
 
@@ -279,14 +288,13 @@ def on_meta(line: Tally) -> None:
     for count in EDGES:
         for full in FULL:
             with line.case(f"{full.op}, {count}"):
-                rows = rows_of(full.op, count)
-                shape = (1, 1, rows, count // rows)
+                shape = shape_of(full, count)
                 ours, theirs = (
                     full.call(f, torch.empty(shape, dtype=torch.bfloat16, device="meta")) for f in (G, F)
                 )
                 assert ours.shape == theirs.shape and ours.stride() == theirs.stride()
                 with all_backends.recorded() as calls, torch.no_grad():
-                    full.call(G, sparse(count, torch.bfloat16).view(shape))
+                    full.call(G, sparse(math.prod(shape), torch.bfloat16).view(shape))
                 assert calls, "nothing was launched"
                 for op, params in calls:
                     sizes = params.in_, params.out if hasattr(params, "out") else params.in_

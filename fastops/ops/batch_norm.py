@@ -70,12 +70,22 @@ def contiguous(t: Tensor | None) -> Tensor | None:
     return None if t is None else layout.dense(t, layout.CONTIGUOUS)
 
 
-def _updated(running: Tensor, dense: Tensor) -> None:
-    """A kernel has written to a running statistic, or to a dense copy of it."""
-    if running is not dense:
-        running.copy_(dense)
-    elif not running.is_inference():
-        increment_version(running)  # whoever saved it for a backward pass must notice
+def _dense_statistics(running: list[Tensor]) -> list[Tensor]:
+    """What a kernel may update in place: the running statistics themselves, or copies of both."""
+    dense = [layout.dense(t, layout.CONTIGUOUS) for t in running]
+    if all(d is t for d, t in zip(dense, running, strict=True)):
+        return dense
+    return [t.clone(memory_format=layout.CONTIGUOUS) for t in running]
+
+
+def _updated(running: list[Tensor], dense: list[Tensor]) -> None:
+    """A kernel has written to the running statistics, or to dense copies of them."""
+    if running[0] is not dense[0]:
+        torch._foreach_copy_(running, dense)  # one call: Ctrl-C must not come between the two
+        return
+    for t in running:
+        if not t.is_inference():
+            increment_version(t)  # whoever saved it for a backward pass must notice
 
 
 def _normalised(
@@ -203,12 +213,13 @@ class BatchNorm(_BatchNorm):
         running_var: Tensor | None,
         spec: BatchNormSpec,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        dense_mean, dense_var = contiguous(running_mean), contiguous(running_var)
-        results = _normalised(x, w, b, residual, dense_mean, dense_var, spec)
-        if spec.training and running_mean is not None:
-            assert running_var is not None and dense_mean is not None and dense_var is not None
-            _updated(running_mean, dense_mean)
-            _updated(running_var, dense_var)
+        if not spec.training or running_mean is None or running_var is None:
+            statistics = contiguous(running_mean), contiguous(running_var)
+            return _normalised(x, w, b, residual, *statistics, spec)
+        running = [running_mean, running_var]
+        dense = _dense_statistics(running)
+        results = _normalised(x, w, b, residual, *dense, spec)
+        _updated(running, dense)
         return results
 
     @staticmethod

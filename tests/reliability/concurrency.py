@@ -137,7 +137,7 @@ PROCESSES = {
     "spawn": ("every op", "spawned"),
     "data_loader": ("every op", "DataLoader's workers: fork, spawn, forkserver"),
     "interrupt": ("every op", "Ctrl-C in the middle of a call"),
-    "interrupt_statistics": ("batch_norm", "Ctrl-C: running statistics old or new"),
+    "interrupt_statistics": ("batch_norm", "Ctrl-C after each call into C: running statistics old or new"),
     "out_of_memory": ("every op", "allocation k fails: torch's exception, nothing changed"),
     "soak": ("training steps", "resident memory stays"),
     "shapes": ("every op", "ever new shapes: caches are bounded, resident memory stays"),

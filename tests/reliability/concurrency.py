@@ -45,7 +45,7 @@ DTYPES = (torch.float32, torch.bfloat16)
 
 
 def at_once(backend: str, quick: bool, changing: bool) -> Iterator[Tally]:
-    """Every thread makes all calls, each beginning with another; a line per op."""
+    """Every thread makes all calls; two by two they make the same ones, with other values. A line per op."""
     asked = f"{THREADS} threads at once" + (", each changing its number of threads" if changing else "")
     lines = {op: Tally(op, asked, backend) for op in by_label()}
     jobs: list[tuple[str, Case, torch.dtype]] = [
@@ -56,27 +56,25 @@ def at_once(backend: str, quick: bool, changing: bool) -> Iterator[Tally]:
         if dtype in case.dtypes
     ]
 
-    def one(job: tuple[str, Case, torch.dtype]) -> list[torch.Tensor]:
+    def one(job: tuple[str, Case, torch.dtype], seed: int) -> list[torch.Tensor]:
         _, case, dtype = job
-        return results(case, case.arguments(dtype, device=device_of(backend)))
+        return results(case, case.arguments(dtype, device=device_of(backend), seed=seed))
 
     with fastops.backend(backend):
-        alone = [one(job) for job in jobs]
+        alone = [[one(job, seed) for seed in range(2)] for job in jobs]
     wrong: list[tuple[str, str]] = []
-    count = 0
     turns = 2 if quick else 10
 
     def work(me: int) -> None:
-        nonlocal count
         with fastops.backend(backend):
             for turn in range(turns):
                 for k in range(len(jobs)):
-                    k = (k + me * len(jobs) // THREADS) % len(jobs)
+                    k = (k + me // 2 * len(jobs) // THREADS) % len(jobs)
                     if changing:
                         torch.set_num_threads(1 + (k + me + turn) % 4)
                     try:
-                        found = one(jobs[k])
-                        same = all(map(same_bits, found, alone[k]))
+                        found = one(jobs[k], me % 2)
+                        same = all(map(same_bits, found, alone[k][me % 2]))
                         problem = "" if same else "other bits"
                     except Exception as error:
                         problem = repr(error)

@@ -284,11 +284,14 @@ def of_batches(op: str, chosen: list[Case], backend: str, quick: bool) -> Iterat
         where = f"{case} {name(dtype)}{' channels_last' if channels_last else ''}"
         if batched(case, BATCH) is None:
             continue
-        batch = Batch(case, dtype, channels_last, backend)
+        batch: Batch | None = None
+        with single.case(where):
+            batch = Batch(case, dtype, channels_last, backend)
+            different += not alone(batch)
+        if batch is None:
+            continue
         for line, ask in ((places, other_places), (neighbours, other_neighbours)):
             count(line, where, ask(batch))
-        with single.case(where):
-            different += not alone(batch)
     single.note = f"other bits in {different:,} of {single.cases:,}"
     yield from (line for line in (places, neighbours, single) if line.cases)
 
@@ -333,8 +336,10 @@ def run(quick: bool) -> Iterator[Tally]:
         with fastops.backend(backend):
             lines = {asked: Tally(op, asked, backend) for asked in PROPERTIES if served(asked, backend)}
             for case, dtype, channels_last in of(chosen, quick):
-                asked = Asked(case, dtype, channels_last, backend)
-                for what, line in lines.items():
+                asked: Asked | None = None
+                with lines["again"].case(f"{case}, the first time"):
+                    asked = Asked(case, dtype, channels_last, backend)
+                for what, line in lines.items() if asked else ():
                     count(line, str(asked), PROPERTIES[what](asked, quick))
             yield from (line for line in lines.values() if line.cases)
             yield from of_batches(op, chosen, backend, quick)

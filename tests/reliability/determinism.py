@@ -296,6 +296,29 @@ def of_batches(op: str, chosen: list[Case], backend: str, quick: bool) -> Iterat
     yield from (line for line in (places, neighbours, single) if line.cases)
 
 
+# Convolutions as networks have them: (channels, size), with what else they may be.
+STAGES = ((64, 56), (128, 28), (256, 14), (512, 7))
+
+
+def of_networks(backend: str, quick: bool) -> Tally:
+    """How often an image of a network's convolution alone has other bits than in its batch."""
+    line = Tally("conv2d of networks", "an image alone: counted, not asked", backend)
+    found: list[str] = []
+    for (channels, size), kernel, stride in itertools.product(STAGES, (1, 3), (1, 2)):
+        shapes = (1, channels, size, size), (channels, channels, kernel, kernel)
+        case = Case("conv2d", shapes, dict(stride=stride, padding=kernel // 2), "a stage of ResNet")
+        for dtype, channels_last in (
+            [(torch.float32, True)] if quick else itertools.product(DTYPES, (False, True))
+        ):
+            with line.case(str(case)):
+                if not alone(Batch(case, dtype, channels_last, backend)):
+                    found.append(f"{channels} channels of {size}², {kernel} × {kernel}, stride {stride}")
+    line.note = f"other bits in {len(found)} of {line.cases}"
+    if found:
+        line.note += f": {', '.join(sorted(set(found)))}"
+    return line
+
+
 # ---- lines --------------------------------------------------------------------------------------
 
 
@@ -343,3 +366,5 @@ def run(quick: bool) -> Iterator[Tally]:
                     count(line, str(asked), PROPERTIES[what](asked, quick))
             yield from (line for line in lines.values() if line.cases)
             yield from of_batches(op, chosen, backend, quick)
+            if op == "conv2d" and backend == "cpu":
+                yield of_networks(backend, quick)

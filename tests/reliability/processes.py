@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import json
 import multiprocessing
 import os
 import random
@@ -19,49 +18,24 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import _lru_cache_wrapper, partial
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-import fastops
 import fastops.functional as G
 from fastops.backends import native
 from tests.cases import Case
+from tests.reliability import telling
 from tests.reliability.calls import same_bits
 from tests.reliability.determinism import threads
+from tests.reliability.endurance import shapes, soak, threads_come_and_go
+from tests.reliability.telling import memory, say, told
 from tests.test_properties import LONG_CALLS, ONE_PER_OP
 from tests.test_regressions import interrupted_after_each_call
-
-running_now = ""  # the WHAT
-
-
-def record(**fields: Any) -> None:
-    print(json.dumps({"what": running_now, **fields}), flush=True)
-
-
-def say(case: str, error: str = "", skip: str = "") -> None:
-    record(case=case, error=error, skip=skip)
-
-
-def figure(value: float, unit: str) -> None:
-    record(figure=value, unit=unit)
-
-
-@contextmanager
-def told(case: str) -> Iterator[None]:
-    """Says how one case went."""
-    try:
-        yield
-    except Exception as error:
-        say(case, f"{type(error).__name__}: {error}"[:300])
-    else:
-        say(case)
-
 
 # ---- fork, spawn, DataLoader --------------------------------------------------------------------
 
@@ -358,124 +332,6 @@ def out_of_memory(quick: bool) -> None:
             assert all(map(same_bits, call(), expected)), "other bits"
 
 
-# ---- for a long time ----------------------------------------------------------------------------
-
-
-def memory(resident: bool = True) -> int:
-    """Bytes: resident, or of address space."""
-    pages = Path("/proc/self/statm").read_text().split()[resident]
-    return int(pages) * resource.getpagesize()
-
-
-class Net(nn.Module):
-    """Every layer once."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.down = nn.Sequential(
-            fastops.Conv2d(3, 8, 3, padding=1), fastops.BatchNorm2d(8), nn.ReLU(), fastops.AvgPool2d(2)
-        )
-        self.pool = fastops.MaxPool2d(2, return_indices=True)
-        self.unpool = fastops.MaxUnpool2d(2)
-        self.up = nn.Sequential(
-            fastops.ConvTranspose2d(8, 8, 2, stride=2),
-            fastops.Upsample(scale_factor=2, mode="bilinear"),
-            fastops.AdaptiveAvgPool2d(4),
-            fastops.AdaptiveMaxPool2d(2),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        y, indices = self.pool(self.down(x))
-        return self.up(self.unpool(y, indices))
-
-
-def soak(quick: bool) -> None:
-    """The growth of resident memory over the second half of the steps."""
-    torch.manual_seed(0)
-    net = Net()
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9)
-    steps = 200 if quick else 10_000
-    x = torch.randn(4, 3, 32, 32)
-    half = 0
-    for step in range(steps):
-        if step == steps // 2:
-            gc.collect()
-            half = memory()
-        optimizer.zero_grad()
-        net(x).square().mean().backward()
-        optimizer.step()
-    gc.collect()
-    grown = (memory() - half) / 1024
-    with told(f"{steps} steps"):
-        if not quick:  # there it is noise
-            figure(grown * 1000 / (steps / 2), "kB per 1,000 steps")
-        assert grown < (1024 if quick else 2048), f"{grown:.0f} kB in {steps // 2} steps"
-        assert all(p.isfinite().all() for p in net.parameters())
-
-
-def caches() -> list[Any]:
-    gc.collect()
-    found = [o for o in gc.get_objects() if isinstance(o, _lru_cache_wrapper)]
-    return [o for o in found if str(getattr(o, "__module__", "")).startswith("fastops")]
-
-
-def shapes(quick: bool) -> None:
-    """Ever new sizes and options; fuller than full caches must not grow."""
-    torch.set_num_threads(1)
-    count = 400 if quick else 10_000
-    half = 0
-    with torch.no_grad():
-        for i in range(count):
-            if i == count - count // 4:
-                gc.collect()
-                half = memory()
-            h, w = 4 + i % 97, 4 + i // 97
-            x = torch.zeros(1, 2, h, w)
-            y, indices = G.max_pool2d(x, 2, return_indices=True)
-            G.max_unpool2d(y, indices, 2, output_size=(h, w))
-            G.avg_pool2d(x, 3, 1 + i % 3, 1)
-            G.adaptive_avg_pool2d(x, (1 + i % h, 2))
-            G.adaptive_max_pool2d(x, (1 + i % h, 2))
-            G.conv2d(x, torch.zeros(3, 2, 3, 3), padding=i % 5)
-            G.conv_transpose2d(x, torch.zeros(2, 3, 2, 2), stride=1 + i % 3)
-            G.batch_norm(x, None, None, training=True)
-            G.interpolate(x, size=(1 + i % 50, 2 + i // 50), mode="bilinear")
-    gc.collect()
-    grown = (memory() - half) / 1024
-    full = 0
-    for cache in caches():
-        info = cache.cache_info()
-        full += info.maxsize is not None and info.currsize == info.maxsize
-        with told(f"the cache of {cache.__module__}.{cache.__name__}"):
-            # One for each of a few names is bounded by these.
-            assert info.maxsize is not None or info.currsize < 64, f"{info.currsize} entries, no limit"
-    with told(f"{count} shapes"):
-        if not quick:
-            figure(grown * 1000 / (count / 4), "kB per 1,000 shapes")
-            assert full, "no cache was filled"
-            assert grown < 4096, f"{grown:.0f} kB in {count // 4} shapes"
-
-
-def threads_come_and_go(quick: bool) -> None:
-    """Each has scratch memory of its own while it lives."""
-    x, w = torch.randn(1, 64, 56, 56), torch.randn(128, 64, 3, 3)
-    count = 40 if quick else 1000
-    half = 0
-    for i in range(count):
-        if i == count // 2:
-            gc.collect()
-            half = memory()
-        thread = threading.Thread(target=G.conv2d, args=(x, w))
-        thread.start()
-        thread.join()
-    gc.collect()
-    grown = (memory() - half) / 1024
-    with told(f"{count} threads"):
-        if not quick:
-            figure(grown * 1000 / (count / 2), "kB per 1,000 threads")
-        assert grown < 16 * 1024, f"{grown:.0f} kB in {count // 2} threads"
-
-
 def at_once(quick: bool) -> None:
     """What section concurrency asks first, in this Python."""
     from tests.reliability import concurrency
@@ -501,6 +357,6 @@ WHAT: dict[str, Callable[[bool], None]] = {
 
 if __name__ == "__main__":
     chosen = [name for name in sys.argv[1:] if name != "--quick"]
-    for running_now in chosen:
-        WHAT[running_now]("--quick" in sys.argv)
-        record(done=True)
+    for telling.running_now in chosen:
+        WHAT[telling.running_now]("--quick" in sys.argv)
+        telling.record(done=True)

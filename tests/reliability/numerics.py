@@ -46,7 +46,7 @@ import fastops.functional as G
 from tests import interpreter, simt
 from tests.cases import Case
 from tests.conftest import device_of
-from tests.reliability.calls import DTYPES, affordable, backends, by_label, name, some
+from tests.reliability.calls import DTYPES, affordable, backends, by_label, name, size, some
 from tests.reliability.tally import Skip, Tally
 from tests.test_against_torch import on_cpu, to_double
 from tests.test_against_torch import run as call
@@ -329,6 +329,13 @@ def lines(
         askers = [backend for backend in found if case in cases_of[backend]]
         if not askers or dtype not in case.dtypes:
             continue
+        if (
+            quick
+            and interpreter.IS_ON
+            and kind
+            and dtype is not case.dtypes[(len(kind) + size(case)) % len(case.dtypes)]
+        ):
+            continue  # one dtype, not always the same
         if quick and NAMED.search(str(case)) and dtype not in (torch.float32, torch.bfloat16):
             continue
         for channels_last, only in itertools.product(next(layouts), places(case, kind)):
@@ -359,7 +366,8 @@ def catastrophes() -> Iterator[Tally]:
         for backend in backends():
             line = Tally("batch_norm", f"training, {why}: error no larger than torch's", backend, "float32")
             errors: list[tuple[float, float]] = []
-            for shape, channels_last in itertools.product(((4, 3, 16, 16), (8, 32, 5, 7)), (False, True)):
+            shapes = ((8, 32, 5, 7),) if interpreter.IS_ON else ((4, 3, 16, 16), (8, 32, 5, 7))
+            for shape, channels_last in itertools.product(shapes, (False, True)):
                 g = torch.Generator().manual_seed(5)
                 x = make(torch.randn(shape, generator=g))
                 if channels_last:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +17,30 @@ import fastops
 import fastops.functional as G
 from fastops import _C
 from fastops.backends import native
+
+
+def interrupted_after_each_call(run: Callable[[], Any]) -> Iterator[None]:
+    """run(), interrupted after the first of its calls into C, then after the second, and so on to its end."""
+    left = 0
+
+    def look(frame: Any, event: str, argument: Any) -> None:
+        nonlocal left
+        if event == "c_return":
+            left -= 1
+            if left == 0:
+                raise KeyboardInterrupt
+
+    for calls in range(1, 10_000):
+        left = calls
+        sys.setprofile(look)
+        try:
+            run()
+            return
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.setprofile(None)
+        yield
 
 
 @pytest.mark.parametrize("groups", [1, 2])
@@ -96,3 +123,18 @@ def test_without_an_openmp_runtime() -> None:
     finally:
         native._share_openmp()  # finds and sets it again
         _C.set_min_work_per_thread(16384)
+
+
+@pytest.mark.parametrize("strided", [(), (0,), (1,), (0, 1)], ids=str)
+def test_ctrl_c_leaves_no_half_of_the_statistics(strided: tuple[int, ...]) -> None:
+    """Running statistics with gaps were copied back one after the other; Ctrl-C, for which Python looks after
+    each call, could come between the two."""
+    x = torch.randn(2, 3, 4, 4)
+    running = [torch.ones(3, 2)[:, 0] if i in strided else torch.ones(3) for i in range(2)]
+    ends = interrupted_after_each_call(lambda: G.batch_norm(x, *running, training=True))
+    before, count = [t.clone() for t in running], 0
+    for _ in ends:
+        changed = [not torch.equal(t, b) for t, b in zip(running, before, strict=True)]
+        assert changed[0] == changed[1], f"after call {count}"
+        before, count = [t.clone() for t in running], count + 1
+    assert count > 5

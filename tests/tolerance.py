@@ -17,21 +17,31 @@ def max_error(value: Tensor, reference: Tensor) -> float:
     return difference.masked_fill(same, 0).max().item()
 
 
-def assert_accurate(ours: Tensor, theirs: Tensor, reference: Tensor, what: str = "") -> float:
-    """Error against the fp64 reference ≤ 2 × torch's error at this dtype, plus a rounding floor; returns the
-    error as a part of that.
-
-    The floor is two units in the last place of the largest value: where torch happens to round every
-    value right, one rounding more must not fail. In fp64 torch's own result is the reference, so that
-    its error is 0: the floor there allows for sums in another order.
+def rounding_floor(reference: Tensor, dtype: torch.dtype) -> float:
+    """Two units in the last place of the largest value: where torch happens to round every value right, one
+    rounding more must not fail. In fp64 torch's own result is the reference, so that its error is 0: the
+    floor there allows for sums in another order. The last place of subnormals is the smallest one.
     """
+    units = 64 if dtype is torch.float64 else 2
+    finite = reference[reference.isfinite()]
+    scale = finite.abs().max().item() if finite.numel() else 0.0
+    info = torch.finfo(dtype)
+    return units * max(info.eps * scale, info.smallest_normal * info.eps)
+
+
+def error_ratio(ours: Tensor, theirs: Tensor, reference: Tensor) -> float:
+    """Our error ÷ (torch's error + half the rounding floor); above 2 it is too large."""
+    error, torch_error = max_error(ours, reference), max_error(theirs, reference)
+    return error / (torch_error + rounding_floor(reference, ours.dtype) / 2)
+
+
+def assert_accurate(ours: Tensor, theirs: Tensor, reference: Tensor, what: str = "") -> float:
+    """Error against the fp64 reference ≤ 2 × torch's error at this dtype, plus the rounding floor; returns the
+    error as a part of that."""
     assert ours.shape == theirs.shape, f"{what}: shape {tuple(ours.shape)}, torch has {tuple(theirs.shape)}"
     assert ours.dtype == theirs.dtype, f"{what}: dtype {ours.dtype}, torch has {theirs.dtype}"
     error, torch_error = max_error(ours, reference), max_error(theirs, reference)
-    units = 64 if ours.dtype is torch.float64 else 2
-    finite = reference[reference.isfinite()]
-    scale = finite.abs().max().item() if finite.numel() else 0.0
-    floor = units * torch.finfo(ours.dtype).eps * scale
+    floor = rounding_floor(reference, ours.dtype)
     allowed = 2 * torch_error + floor
     assert error <= allowed, f"{what}: error {error:.3e}, torch's {torch_error:.3e}, floor {floor:.3e}"
     return error / allowed if 0 < error < math.inf else 0.0

@@ -69,16 +69,25 @@ def contiguous(t: Tensor | None) -> Tensor | None:
     return None if t is None else layout.dense(t, layout.CONTIGUOUS)
 
 
-def _updated(running: Tensor, dense: Tensor) -> None:
-    """A kernel has written to a running statistic, or to a dense copy of it."""
+def _dense_statistics(running: list[Tensor]) -> list[Tensor]:
+    """What a kernel may update in place: the running statistics themselves, or copies of both."""
+    dense = [layout.dense(t, layout.CONTIGUOUS) for t in running]
+    if all(d is t for d, t in zip(dense, running, strict=True)):
+        return dense
+    return [t.clone(memory_format=layout.CONTIGUOUS) for t in running]
+
+
+def _updated(running: list[Tensor], dense: list[Tensor]) -> None:
+    """A kernel has written to the running statistics, or to dense copies of them."""
     current = recording()
     if current is not None:
-        current.written.append(dense)
-        current.more |= running is not dense
-    elif running is not dense:
-        running.copy_(dense)
+        current.written += dense
+        current.more |= running[0] is not dense[0]
+    elif running[0] is not dense[0]:
+        torch._foreach_copy_(running, dense)  # one call: Ctrl-C must not come between the two
     else:
-        written(running)
+        for t in running:
+            written(t)
 
 
 def _normalised(
@@ -206,12 +215,13 @@ class BatchNorm(_BatchNorm):
         running_var: Tensor | None,
         spec: BatchNormSpec,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        dense_mean, dense_var = contiguous(running_mean), contiguous(running_var)
-        results = _normalised(x, w, b, residual, dense_mean, dense_var, spec)
-        if spec.training and running_mean is not None:
-            assert running_var is not None and dense_mean is not None and dense_var is not None
-            _updated(running_mean, dense_mean)
-            _updated(running_var, dense_var)
+        if not spec.training or running_mean is None or running_var is None:
+            statistics = contiguous(running_mean), contiguous(running_var)
+            return _normalised(x, w, b, residual, *statistics, spec)
+        running = [running_mean, running_var]
+        dense = _dense_statistics(running)
+        results = _normalised(x, w, b, residual, *dense, spec)
+        _updated(running, dense)
         return results
 
     @staticmethod

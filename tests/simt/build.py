@@ -111,9 +111,10 @@ def write_ninja() -> None:
         "-Wno-unknown-pragmas",
     ]
     ninja.rule("module", [*compile_, "-O1", "-c", "$in", "-o", "$out"])
+    conv_plans = sorted((ROOT / "csrc").glob("conv_plan*.cpp"))
     host = [
         ninja.build(BUILD / f"{source.stem}.o", "module", [source])
-        for source in (HERE / "module.cpp", *sorted((ROOT / "csrc").glob("conv_plan*.cpp")))
+        for source in (HERE / "module.cpp", ROOT / "csrc" / "validate.cpp", *conv_plans)
     ]
     kernels = [*sorted((ROOT / "csrc" / "cuda").glob("*.cu")), *sorted(HERE.glob("*.cu"))]
     for mode, (kernel_flags, engine_flags, link_flags) in MODES.items():

@@ -88,11 +88,15 @@ void pool_axis(const char* field, const PoolAxis& a) {
 void validate_pool(const PoolParams& p) {
   floating("PoolParams.dtype", p.dtype);
   within("PoolParams.n", p.n, 0, kMost);
-  within("PoolParams.c", p.c, 0, kMost);
+  within("PoolParams.c", p.c, 1, kMost);
   within("PoolParams.in_", p.in, 1, kMost);
-  within("PoolParams.out", p.out, 0, kMost);
+  within("PoolParams.out", p.out, 0, p.adaptive ? INT32_MAX : kMost);
   fits("PoolParams: x", p.n, p.c, p.in);
   fits("PoolParams: y", p.n, p.c, p.out);
+  within("PoolParams.kernel", p.kernel, 1, kMostOption);
+  within("PoolParams.stride", p.stride, 1, kMostOption);
+  within("PoolParams.pad", p.pad, 0, kMostOption);
+  within("PoolParams.dilation", p.dilation, 1, kMostOption);
   if (p.adaptive) {
     // Windows are found by products of both sizes.
 #define FASTOPS_AXIS(a)                                                           \
@@ -102,10 +106,6 @@ void validate_pool(const PoolParams& p) {
 #undef FASTOPS_AXIS
     return;
   }
-  within("PoolParams.kernel", p.kernel, 1, kMostOption);
-  within("PoolParams.stride", p.stride, 1, kMostOption);
-  within("PoolParams.pad", p.pad, 0, kMostOption);
-  within("PoolParams.dilation", p.dilation, 1, kMostOption);
 #define FASTOPS_AXIS(a) pool_axis("PoolParams.out." #a, axis_##a(p))
   FASTOPS_FOR_AXES(FASTOPS_AXIS);
 #undef FASTOPS_AXIS
@@ -153,8 +153,8 @@ int64_t unpool_output(const UnpoolParams& p) { return p.n * p.c * volume(p.out);
 void validate_unpool(const UnpoolParams& p) {
   floating("UnpoolParams.dtype", p.dtype);
   within("UnpoolParams.n", p.n, 0, kMost);
-  within("UnpoolParams.c", p.c, 0, kMost);
-  within("UnpoolParams.in_", p.in, 0, kMost);
+  within("UnpoolParams.c", p.c, 1, kMost);
+  within("UnpoolParams.in_", p.in, 1, kMost);
   within("UnpoolParams.out", p.out, 0, kMost);
   fits("UnpoolParams: x", p.n, p.c, p.in);
   fits("UnpoolParams: y", p.n, p.c, p.out);
@@ -227,6 +227,9 @@ void validate_any_weighted(const InterpolateParams& p) {
   if (is_nearest(p.filter)) refuse("InterpolateParams.filter", "this kernel has weights");
   within("InterpolateParams.in_.d", p.in.d, 1, 1);
   within("InterpolateParams.out.d", p.out.d, 1, 1);
+  // There are tables of each axis.
+  within("InterpolateParams.in_", p.in, 1, INT32_MAX);
+  within("InterpolateParams.out", p.out, 1, INT32_MAX);
 }
 void validate_weighted(const InterpolateParams& p) {
   validate_any_weighted(p);
@@ -248,13 +251,13 @@ void validate_threads(int64_t threads) { within("threads", threads, 1, kMostThre
 void validate(const ConvParams& p) {
   floating("ConvParams.dtype", p.dtype);
   within("ConvParams.n", p.n, 0, kMost);
-  within("ConvParams.c", p.c, 0, kMost);
-  within("ConvParams.k", p.k, 0, kMost);
+  within("ConvParams.c", p.c, 1, kMost);
+  within("ConvParams.k", p.k, 1, kMost);
   within("ConvParams.groups", p.groups, 1, kMost);
   if (p.c % p.groups != 0 || p.k % p.groups != 0)
     refuse("ConvParams.groups", std::to_string(p.groups) + " does not divide c and k");
-  within("ConvParams.in_", p.in, 0, kMost);
-  within("ConvParams.out", p.out, 0, kMost);
+  within("ConvParams.in_", p.in, 1, kMost);
+  within("ConvParams.out", p.out, 1, kMost);
   within("ConvParams.kernel", p.kernel, 1, kMostOption);
   within("ConvParams.stride", p.stride, 1, kMostOption);
   within("ConvParams.pad", p.pad, 0, kMostOption);
@@ -278,7 +281,7 @@ void validate(const InterpolateParams& p) {
   if (static_cast<uint32_t>(p.filter) > static_cast<uint32_t>(Filter::kLanczos))
     refuse("InterpolateParams.filter", "unknown filter");
   within("InterpolateParams.n", p.n, 0, kMost);
-  within("InterpolateParams.c", p.c, 0, kMost);
+  within("InterpolateParams.c", p.c, 1, kMost);
   within("InterpolateParams.in_", p.in, 1, kMost);
   within("InterpolateParams.out", p.out, 1, kMost);
   fits("InterpolateParams: x", p.n, p.c, p.in);
@@ -327,7 +330,7 @@ void validate_table(const InterpolateParams& p, int axis, bool fixed_point) {
   } else {
     validate_any_weighted(p);
   }
-  within("InterpolateParams.in_", p.in, 1, INT32_MAX);
+  within("InterpolateParams.in_", p.in, 1, INT32_MAX);  // begins are of 32 bits
   within("InterpolateParams.out", p.out, 1, INT32_MAX);
 }
 

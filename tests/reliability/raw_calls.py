@@ -1,8 +1,8 @@
 """Random calls of the launchers in fastops._C that their contracts (csrc/validate.h) allow: params, and how
 much memory each tensor has. Without torch, so that the sanitizers see nothing but the kernels.
 
-What a tensor's size is, is said here a second time, on purpose: a launcher that touches memory beyond is wrong,
-or its checks are.
+What a tensor's size is, is said here a second time, on purpose: a launcher that touches memory beyond is
+wrong, or its checks are.
 """
 
 from __future__ import annotations
@@ -231,7 +231,12 @@ W, DW = tensor("w", w_size), tensor("dw", w_size)
 DB = channels("db", "k", True)
 NORM_X = tuple(tensor(name, x_size, True) for name in ("x", "residual", "dx", "dresidual", "dy"))
 _x, RESIDUAL, _dx, DRESIDUAL, _dy = NORM_X
-WEIGHT, BIAS, MEAN, INVSTD = parameters("weight"), parameters("bias"), statistics("mean"), statistics("invstd")
+WEIGHT, BIAS, MEAN, INVSTD = (
+    parameters("weight"),
+    parameters("bias"),
+    statistics("mean"),
+    statistics("invstd"),
+)
 RUNNING = parameters("running_mean"), parameters("running_var")
 NORM_Y = tensor("y", x_size)
 

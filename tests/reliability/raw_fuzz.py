@@ -337,7 +337,9 @@ def main() -> int:
     parser.add_argument("--start", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--exact", action="store_true")
-    parser.add_argument("--at", type=Path, default=Path(os.devnull), help="gets the number of the call under way")
+    parser.add_argument(
+        "--at", type=Path, default=Path(os.devnull), help="gets the number of the call under way"
+    )
     arguments = parser.parse_args()
     module = load(arguments.module)
     module.set_min_work_per_thread(1)  # so that small calls use threads

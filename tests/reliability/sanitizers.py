@@ -21,24 +21,21 @@ from __future__ import annotations
 import json
 import os
 import random
-import re
 import signal
 import subprocess
 import sys
 import tempfile
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from pathlib import Path
 
 from fastops import _C
 from tests import simt
-from tests.reliability import raw_fuzz, sanitized
+from tests.reliability import raw_fuzz, sanitized, suite
 from tests.reliability.tally import KEPT, Tally
 
 ROOT = Path(__file__).resolve().parents[2]
 # Where .ci/run leaves pytest's reports: <mode>-<number>.xml.
 REPORTS = ROOT / "build" / "simt-reports"
-NO_PLUGINS = ("-p", "no:cacheprovider", "--tb=short")
 BATCH = 20_000  # raw calls of a process
 # Tests that start processes, which would not have the sanitized module, or compile.
 ELSEWHERE = (
@@ -79,67 +76,20 @@ def raw_calls(
                 tallies[kind].cases += number
                 tallies[kind].failed += number if op == "failed" else 0
             for failure in found["failures"]:
-                note_failure(tallies[failure.split(",")[0]], failure)
+                tally = tallies[failure.split(",")[0]]
+                tally.failures += [failure] * (len(tally.failures) < KEPT)
             start += count
             continue
         # It died: the calls before that one are lost to the count, those after it are tried.
-        kind = kinds[reached % len(kinds)]
-        tallies[kind].cases += 1
-        tallies[kind].failed += 1
-        note_failure(tallies[kind], f"seed {seed}, call {reached}: {how_it_died(done)}")
+        how = "hangs" if done.returncode == -signal.SIGALRM else suite.how_it_died(done)
+        suite.note(tallies[kinds[reached % len(kinds)]], f"seed {seed}, call {reached}: {how}")
         if sum(t.failed for t in tallies.values()) > 10 * KEPT:
             break
         start = reached + 1
     yield from tallies.values()
 
 
-def note_failure(tally: Tally, text: str) -> None:
-    if len(tally.failures) < KEPT:
-        tally.failures.append(text)
-
-
-def how_it_died(done: subprocess.CompletedProcess[str]) -> str:
-    """A signal's name, and what a sanitizer said in its first lines."""
-    code = done.returncode
-    name = signal.Signals(-code).name if code < 0 else f"exit {code}"
-    name = "hangs" if name == "SIGALRM" else name
-    said = re.search(
-        r"(ERROR: AddressSanitizer|WARNING: ThreadSanitizer|runtime error).*(\n.*){0,6}", done.stderr
-    )
-    return f"{name}: {said.group() if said else done.stderr[-300:]}".strip()
-
-
 # ---- the suite -----------------------------------------------------------------------------------
-
-
-def suite(tally: Tally, command: list[str], environment: dict[str, str]) -> Tally:
-    """Runs pytest; its tests are the cases. A process that a sanitizer ends counts as one failure."""
-    with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder) / "report.xml"
-        command = [*command, *NO_PLUGINS, f"--junitxml={report}"]
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-        if report.exists():
-            count_report(tally, report)
-        if not report.exists() or (done.returncode and not tally.failed):
-            tally.failed += 1
-            tally.cases += 1
-            note_failure(tally, f"{how_it_died(done)}; after {done.stdout.strip()[-200:]}")
-    return tally
-
-
-def count_report(tally: Tally, report: Path) -> None:
-    for case in ElementTree.parse(report).iter("testcase"):
-        kinds = {child.tag for child in case}
-        if "skipped" in kinds:
-            tally.skipped += 1
-            reason = next(child.get("message") or "" for child in case if child.tag == "skipped")
-            tally.reasons[reason] = tally.reasons.get(reason, 0) + 1
-            continue
-        tally.cases += 1
-        if kinds & {"failure", "error"}:
-            tally.failed += 1
-            message = next(c.get("message") or "" for c in case if c.tag in ("failure", "error"))
-            note_failure(tally, f"{case.get('classname')}::{case.get('name')}: {message[:300]}")
 
 
 def emulated(mode: str) -> Tally:
@@ -159,7 +109,7 @@ def reported(mode: str) -> Tally | None:
     tally = emulated(mode)
     tally.note = "as continuous integration ran it"
     for report in reports:
-        count_report(tally, report)
+        suite.count(tally, report)
     return tally
 
 
@@ -183,11 +133,12 @@ def run(quick: bool) -> Iterator[Tally]:
         ignored = [f"--ignore=tests/test_{name}.py" for name in ELSEWHERE]
         command = ["-m", "tests.reliability.sanitized", mode, "tests", "-k", "not cuda-emulated", *ignored]
         environment = {**sanitized.environment(mode), "FASTOPS_SANITIZED": str(module)}
-        yield suite(Tally("suite", SUITES[mode], "cpu"), sanitized.command(mode, *command), environment)
+        tally = Tally("suite", SUITES[mode], "cpu")
+        yield suite.run(tally, sanitized.command(mode, *command), ROOT, environment)
 
 
 def run_emulated(mode: str, quick: bool) -> Tally:
     """The emulation's own command; quick: enough to see whether the tool works."""
     some = ["tests/test_regressions.py"] if quick else ["tests"]
     command = [sys.executable, "-m", "tests.simt", mode, *some, "-k", simt.NAME]
-    return suite(emulated(mode), command, dict(os.environ))
+    return suite.run(emulated(mode), command, ROOT)

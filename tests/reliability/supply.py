@@ -4,9 +4,9 @@ or one test in it.
 The quick form makes an sdist and a wheel of the tree, where only what has changed is compiled, and looks into
 them: everything there, nothing else, no path of the machine that built them, `twine check`. The long form
 builds wheels from the sdist in pip's isolated environments: twice, in two folders, which must give the same
-bytes; and for each version of Python, from the sdist and from a wheel, in environments without fastops, where
-each op is tried against torch (`tests/smoke.py`) and `fastops.doctor` must be content; and with the oldest and
-the newest torch that is meant to work, the quick part of the suite. Wheels for other machines are made by
+bytes; and for each version of Python, from the sdist and from a wheel, in environments without fastops,
+where each op is tried against torch (`tests/smoke.py`) and `fastops.doctor` must be content; and with the
+oldest and the newest torch that is meant to work, the quick part of the suite. Wheels for other machines come of
 `.github/workflows/wheels.yml`, which nobody has run yet; CUDA kernels are in none of the long form's builds.
 """
 

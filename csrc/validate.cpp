@@ -181,6 +181,7 @@ void running_statistics(const BatchNormParams& p, uintptr_t mean, uintptr_t var)
     refuse_null(mean ? "running_var" : "running_mean");
 }
 void stats_together(const BatchNormParams& p, const uintptr_t* given) {
+  if (!given[0] && p.training && norm_elements(p) > 0) refuse_null("x");
   running_statistics(p, given[1], given[2]);
 }
 void forward_together(const BatchNormParams& p, const uintptr_t* given) {
@@ -192,9 +193,9 @@ void backward_together(const BatchNormParams& p, const uintptr_t* given) {
 }
 void double_backward_together(const BatchNormParams& p, const uintptr_t* given) {
   if (p.relu) refuse("BatchNormParams.relu", "the double backward is of batch norm without it");
-  const bool gx = given[8], gw = given[9];
+  const bool ddw = given[6], gx = given[8], gw = given[9];
   if (norm_elements(p) == 0) return;
-  if (!given[3]) refuse_null("x");
+  if (!given[3] && (p.training || ddw)) refuse_null("x");
   if (!given[4] && (gx || gw)) refuse_null("dy");
 }
 
@@ -365,13 +366,10 @@ const Contract<UnpoolParams> kMaxUnpool = {
 const Contract<UnpoolParams> kMaxUnpoolAdjoint = {
     validate_unpool, {{"dy", unpool_output}, {"indices", unpool_input}, {"dx", unpool_input}}};
 
-const Contract<BatchNormParams> kBatchNormStats = {validate_norm,
-                                                   {{"x", norm_elements},
-                                                    {"running_mean"},
-                                                    {"running_var"},
-                                                    {"mean", norm_channels},
-                                                    {"invstd", norm_channels}},
-                                                   stats_together};
+const Contract<BatchNormParams> kBatchNormStats = {
+    validate_norm,
+    {{"x"}, {"running_mean"}, {"running_var"}, {"mean", norm_channels}, {"invstd", norm_channels}},
+    stats_together};
 const Contract<BatchNormParams> kBatchNormApply = {validate_norm,
                                                    {{"x", norm_elements},
                                                     {"weight"},

@@ -292,6 +292,7 @@ void reduce_planes(const T* x, T* y, int64_t size, int64_t begin, int64_t end, F
 template <typename Op, typename T, typename Finish>
 void reduce_windows(const PoolParams& p, const T* x, T* y, int threads, Finish finish) {
   const int64_t rows = p.out.d * p.out.h, in_plane = volume(p.in);
+  if (rows * p.out.w == 0) return;  // adaptive, to nothing
   if (p.channels_last) {
     const int64_t block = rows_per_task(rows, p.out.w * p.c), blocks = ceil_div(rows, block);
     const T* x_end = x + p.n * in_plane * p.c;

@@ -212,6 +212,10 @@ def statistics(name: str) -> Operand:
     return Operand(name, lambda f: f["c"], accumulator)
 
 
+def _stats(f: Fields, given: set[str]) -> bool:
+    return _running(f, given) and ("x" in given or not f["training"])
+
+
 def _running(f: Fields, given: set[str]) -> bool:
     both = len(given & {"running_mean", "running_var"})
     return both == 2 or (both == 0 and (f["training"] or f["c"] == 0))
@@ -223,7 +227,8 @@ def _backward(f: Fields, given: set[str]) -> bool:
 
 
 def _double_backward(f: Fields, given: set[str]) -> bool:
-    return "x" in given and ("dy" in given or not given & {"gx", "gw"})
+    wants_x = f["training"] or "ddw" in given
+    return ("x" in given or not wants_x) and ("dy" in given or not given & {"gx", "gw"})
 
 
 X, Y, DX, DY = tensor("x", x_size), tensor("y", y_size), tensor("dx", x_size), tensor("dy", y_size)
@@ -276,7 +281,7 @@ OPS: dict[str, Op] = {
     "scatter_add": Op("PoolParams", maximum, (DY, POSITIONS, DX)),
     "max_unpool": Op("UnpoolParams", unpool, (X, INDICES, Y)),
     "max_unpool_adjoint": Op("UnpoolParams", unpool, (DY, INDICES, DX)),
-    "batch_norm_stats": Op("BatchNormParams", norm, (X, *RUNNING, MEAN, INVSTD), _running),
+    "batch_norm_stats": Op("BatchNormParams", norm, (_x, *RUNNING, MEAN, INVSTD), _stats),
     "batch_norm_apply": Op("BatchNormParams", norm, (X, WEIGHT, BIAS, MEAN, INVSTD, RESIDUAL, NORM_Y)),
     "batch_norm": Op(
         "BatchNormParams", norm, (X, WEIGHT, BIAS, *RUNNING, RESIDUAL, MEAN, INVSTD, NORM_Y), _running

@@ -6,7 +6,7 @@ them: everything there, nothing else, no path of the machine that built them, `t
 builds wheels from the sdist in pip's isolated environments: twice, in two folders, which must give the same
 bytes; and for each version of Python, from the sdist and from a wheel, in environments without fastops,
 where each op is tried against torch (`tests/smoke.py`) and `fastops.doctor` must be content; and with the
-oldest and the newest torch that is meant to work, the quick part of the suite. Wheels for other machines come of
+oldest and newest torch that is meant to work, the quick part of the suite. Wheels for other machines come of
 `.github/workflows/wheels.yml`, which nobody has run yet; CUDA kernels are in none of the long form's builds.
 """
 

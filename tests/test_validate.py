@@ -23,7 +23,6 @@ STRUCTS: dict[str, tuple[Any, dict[str, Any]]] = {
     "conv": (_C.ConvParams, CONV),
     "conv_weight_grad": (_C.ConvParams, CONV),
     "batch_norm": (_C.BatchNormParams, NORM),
-    "batch_norm_double_backward": (_C.BatchNormParams, NORM),
     "max_unpool": (_C.UnpoolParams, UNPOOL),
     "interpolate_weighted": (_C.InterpolateParams, RESIZE),
     "interpolate_weighted_u8": (_C.InterpolateParams, RESIZE),
@@ -53,7 +52,6 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("conv_weight_grad", dict(c=0), r"ConvParams\.c: 0"),
     ("batch_norm", dict(param_dtype=_C.DType.f16), r"BatchNormParams\.param_dtype"),
     ("batch_norm", dict(in_=(1, -2, 2)), r"BatchNormParams\.in_: -2"),
-    ("batch_norm_double_backward", dict(relu=True), r"BatchNormParams\.relu"),
     ("max_unpool", dict(out=(1, 4, -4)), r"UnpoolParams\.out: -4"),
     ("interpolate_weighted", dict(scale=(0.0, 3.0, 0.0)), r"InterpolateParams\.scale\.h: 3.* is not 8"),
     ("interpolate_weighted", dict(scale=(0.0, float("nan"), 0.0)), r"InterpolateParams\.scale\.h"),
@@ -125,3 +123,10 @@ def test_plans_and_tables() -> None:
         _C.input_grad_taps(4, 4, 3, 0, 1, 1, 0)
     with pytest.raises(ValueError, match="phase: 2"):
         _C.input_grad_taps(4, 4, 3, 2, 1, 1, 2)
+
+
+def test_the_double_backward_is_without_a_relu() -> None:
+    t = torch.ones(64)
+    for launcher, addresses in launchers("batch_norm_double_backward"):
+        with pytest.raises(ValueError, match=r"BatchNormParams\.relu"):
+            launcher(_C.BatchNormParams(**NORM, relu=True), *[t.data_ptr()] * addresses, 1)

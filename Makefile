@@ -2,6 +2,7 @@
 # make test   the test suite (ARGS="-k pool" and the like are handed to pytest)
 # make bench  fastops beside torch, row by row (ARGS="--rows max" and the like; python -m bench --help)
 # make gpu    the tests that need a GPU, and compute-sanitizer over some of them
+# make reliability  the scoreboard of docs/reliability.md, written anew; hours, a few minutes with ARGS=--quick
 # make lint   style of Python and C++
 # make clean  removes what these made
 #
@@ -17,7 +18,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -q
 BUILD_REQUIRES := $(shell sed -n '/^requires = /s/[^"]*\("[^"]*"\)[^"]*/\1 /gp' pyproject.toml)
 CPP := $(shell find csrc tests bench -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu' -o -name '*.c')
 
-.PHONY: demo test bench gpu lint build clean
+.PHONY: demo test bench gpu reliability lint build clean
 
 demo: build
 	$(BIN)/python examples/demo.py $(ARGS)
@@ -30,6 +31,9 @@ bench: build
 
 gpu: build
 	PYTHON=$(BIN)/python tests/gpu.sh $(ARGS)
+
+reliability: build
+	$(BIN)/python -m tests.reliability $(ARGS)
 
 lint: .venv/lint
 	$(BIN)/ruff check .

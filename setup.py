@@ -152,7 +152,10 @@ class BuildWithNinja(build_ext):
         strict = os.environ.get("FASTOPS_WERROR") == "1"
         extra += [*(["-Werror"] if strict else []), *os.environ.get("CXXFLAGS", "").split()]
         ldflags = extra + os.environ.get("LDFLAGS", "").split()
-        includes = [f"-isystem {escape(p)}" for p in (sysconfig.get_path("include"), pybind11.get_include())]
+        headers = {"python": sysconfig.get_path("include"), "pybind11": pybind11.get_include()}
+        includes = [f"-isystem {escape(p)}" for p in headers.values()]
+        # Assertions in headers name their files: not where these lie on the machine that builds.
+        includes += [f"-ffile-prefix-map={escape(p)}={name}" for name, p in headers.items()]
         defines = ["-DFASTOPS_X86"] if X86 else []
         cuda = Cuda.find()
         if cuda:

@@ -100,7 +100,7 @@ FASTOPS_INLINE int64_t batch_norm_double_backward_workspace(const BatchNormParam
 //
 // batch_norm_stats: mean and invstd = 1 / sqrt(variance + eps). In training of x, and running_mean and
 // running_var (null or both given) are moved towards the mean and the unbiased variance; in evaluation
-// of the running ones.
+// of the running ones, and x may be null.
 // batch_norm_apply: z = (x − mean) · invstd · weight + bias, y = z + residual, rounded to the dtype once, at
 // the end; with p.relu max(y, 0). weight, bias and residual (in x's layout) may be null.
 // batch_norm: both, in one call.
@@ -111,7 +111,8 @@ FASTOPS_INLINE int64_t batch_norm_double_backward_workspace(const BatchNormParam
 // for bit as apply did; bias and residual are read for nothing else.
 // batch_norm_double_backward, p.relu unset: gradients of ⟨ddx, dx⟩ + ⟨ddw, dw⟩ + ⟨ddb, db⟩, the outputs of
 // backward, wrt its x, weight and dy; those whose pointer is not null. ddx, ddw, ddb may be null (zero); dy
-// may be null where gx and gw are. gdy alone is also the derivative of y along (ddx, ddw, ddb).
+// may be null where gx and gw are; x in evaluation, where ddw is. gdy alone is also the derivative of y
+// along (ddx, ddw, ddb).
 
 namespace cpu {
 template <Isa>

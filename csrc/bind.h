@@ -4,6 +4,10 @@
 #include <pybind11/pybind11.h>
 
 #include <cstdint>
+#include <string>
+#include <type_traits>
+
+#include "validate.h"
 
 namespace fastops {
 namespace {
@@ -27,6 +31,40 @@ void kernel(pybind11::module_& m, const char* name, void (*launcher)(Args...)) {
     pybind11::gil_scoped_release nogil;
     launcher(Wire<Args>::unwrap(args)...);
   });
+}
+
+// Binds a launcher that is called only with what its contract allows; and, where it wants a workspace, the
+// function that says how many bytes, given the params (and, on the CPU, the number of threads), as
+// "<op>_workspace", where the backend looks for it.
+template <typename P, typename... Args, typename... Threads>
+void kernel(pybind11::module_& m, const char* name, void (*launcher)(const P&, Args...),
+            const Contract<P>& contract, int64_t (*workspace)(const P&, Threads...)) {
+  constexpr size_t last = sizeof...(Args) - 1;  // the number of threads, or the stream
+  constexpr bool on_cpu = (std::is_same_v<Args, int> || ...);
+  m.def(name, [launcher, &contract, workspace](const P& p, typename Wire<Args>::type... args) {
+    contract.params(p);
+    const uintptr_t values[] = {static_cast<uintptr_t>(args)...};
+    if constexpr (on_cpu) validate_threads(static_cast<int>(values[last]));
+    size_t next = validate_operands(contract, p, values);
+    if (workspace != nullptr && values[next++] == 0 &&
+        workspace(p, static_cast<Threads>(values[last])...) > 0)
+      refuse_null("workspace");
+    for (; next < last; ++next)
+      if (values[next] == 0) refuse_null("report");
+    pybind11::gil_scoped_release nogil;
+    launcher(p, Wire<Args>::unwrap(args)...);
+  });
+  if (workspace != nullptr)
+    m.def((std::string(name) + "_workspace").c_str(), [&contract, workspace](const P& p, Threads... threads) {
+      contract.params(p);
+      (validate_threads(threads), ...);
+      return workspace(p, threads...);
+    });
+}
+template <typename P, typename... Args>
+void kernel(pybind11::module_& m, const char* name, void (*launcher)(const P&, Args...),
+            const Contract<P>& contract) {
+  kernel(m, name, launcher, contract, static_cast<int64_t (*)(const P&)>(nullptr));
 }
 
 }  // namespace

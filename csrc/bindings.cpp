@@ -1,4 +1,5 @@
-// The Python face of the kernels: params structs, and one `def` per launcher. No logic.
+// The Python face of the kernels: params structs, and one `def` per launcher, behind the checks of
+// validate.h. No logic.
 //
 // Tensors arrive as addresses; the only Python file that knows them is fastops/backends/native.py.
 #include <pybind11/pybind11.h>
@@ -18,6 +19,7 @@
 #include "interpolate_table.h"
 #include "pool.h"
 #include "threads.h"
+#include "validate.h"
 #if defined(FASTOPS_CUDA)
 #include "cuda/bindings.h"
 #endif
@@ -198,13 +200,37 @@ void bind_params(py::module_& m) {
       .field("tap_step", &TapAxis::tap_step)
       .field("off0", &TapAxis::off0)
       .field("off_step", &TapAxis::off_step);
-  m.def("forward_taps", forward_taps, py::arg("in_"), py::arg("out"), py::arg("kernel"), py::arg("stride"),
-        py::arg("pad"), py::arg("dilation"));
-  m.def("input_grad_taps", input_grad_taps, py::arg("in_"), py::arg("out"), py::arg("kernel"),
-        py::arg("stride"), py::arg("pad"), py::arg("dilation"), py::arg("phase"));
-  m.def("conv_plan", conv_plan, py::arg("params"), py::arg("pass_"), py::arg("device"));
-  m.def("conv_kernel_serves", conv_kernel_serves, py::arg("kernel"), py::arg("params"), py::arg("pass_"),
-        py::arg("device"));
+  m.def(
+      "forward_taps",
+      [](int64_t in, int64_t out, int64_t kernel, int64_t stride, int64_t pad, int64_t dilation) {
+        validate_taps(in, out, kernel, stride, pad, dilation, 0);
+        return forward_taps(in, out, kernel, stride, pad, dilation);
+      },
+      py::arg("in_"), py::arg("out"), py::arg("kernel"), py::arg("stride"), py::arg("pad"),
+      py::arg("dilation"));
+  m.def(
+      "input_grad_taps",
+      [](int64_t in, int64_t out, int64_t kernel, int64_t stride, int64_t pad, int64_t dilation,
+         int64_t phase) {
+        validate_taps(in, out, kernel, stride, pad, dilation, phase);
+        return input_grad_taps(in, out, kernel, stride, pad, dilation, phase);
+      },
+      py::arg("in_"), py::arg("out"), py::arg("kernel"), py::arg("stride"), py::arg("pad"),
+      py::arg("dilation"), py::arg("phase"));
+  m.def(
+      "conv_plan",
+      [](const ConvParams& p, ConvPass pass, const Device& device) {
+        validate(p), validate(pass), validate(device);
+        return conv_plan(p, pass, device);
+      },
+      py::arg("params"), py::arg("pass_"), py::arg("device"));
+  m.def(
+      "conv_kernel_serves",
+      [](ConvKernel kernel, const ConvParams& p, ConvPass pass, const Device& device) {
+        validate(kernel), validate(p), validate(pass), validate(device);
+        return conv_kernel_serves(kernel, p, pass, device);
+      },
+      py::arg("kernel"), py::arg("params"), py::arg("pass_"), py::arg("device"));
 
   ParamsClass<BatchNormParams>(m, "BatchNormParams")
       .field("dtype", &BatchNormParams::dtype)
@@ -250,55 +276,54 @@ void bind_params(py::module_& m) {
       .field("count", &InterpolateTable::count)
       .field("weight", &InterpolateTable::weight)
       .field("precision", &InterpolateTable::precision);
-  m.def("interpolate_table", interpolate_table, py::arg("params"), py::arg("axis"), py::arg("adjoint"),
-        py::arg("fixed_point"));
+  m.def(
+      "interpolate_table",
+      [](const InterpolateParams& p, int axis, bool adjoint, bool fixed_point) {
+        validate_table(p, axis, fixed_point);
+        return interpolate_table(p, axis, adjoint, fixed_point);
+      },
+      py::arg("params"), py::arg("axis"), py::arg("adjoint"), py::arg("fixed_point"));
 }
 
 // ---- launchers ---------------------------------------------------------------------------------
 
-// A launcher that wants a workspace is followed by the function that says how many bytes, given the
-// params and the number of threads; it is bound as "<op>_workspace", where the backend looks for it.
+// Each with its contract (validate.h) and, where it wants a workspace, the function that says how many bytes.
 template <cpu::Isa isa>
 void bind_cpu(py::module_ m) {
-  kernel(m, "conv", cpu::conv<isa>);
-  m.def("conv_workspace", cpu::conv_workspace<isa>);
-  kernel(m, "conv_input_grad", cpu::conv_input_grad<isa>);
-  m.def("conv_input_grad_workspace", cpu::conv_input_grad_workspace<isa>);
-  kernel(m, "conv_weight_grad", cpu::conv_weight_grad<isa>);
-  m.def("conv_weight_grad_workspace", cpu::conv_weight_grad_workspace<isa>);
-  kernel(m, "conv_backward", cpu::conv_backward<isa>);
-  m.def("conv_backward_workspace", cpu::conv_backward_workspace<isa>);
-  kernel(m, "conv_bias_grad", cpu::conv_bias_grad<isa>);
+  kernel(m, "conv", cpu::conv<isa>, kConv, cpu::conv_workspace<isa>);
+  kernel(m, "conv_input_grad", cpu::conv_input_grad<isa>, kConvInputGrad,
+         cpu::conv_input_grad_workspace<isa>);
+  kernel(m, "conv_weight_grad", cpu::conv_weight_grad<isa>, kConvWeightGrad,
+         cpu::conv_weight_grad_workspace<isa>);
+  kernel(m, "conv_backward", cpu::conv_backward<isa>, kConvBackward, cpu::conv_backward_workspace<isa>);
+  kernel(m, "conv_bias_grad", cpu::conv_bias_grad<isa>, kConvBiasGrad);
 
-  kernel(m, "avg_pool", cpu::avg_pool<isa>);
-  kernel(m, "avg_pool_adjoint", cpu::avg_pool_adjoint<isa>);
+  kernel(m, "avg_pool", cpu::avg_pool<isa>, kAvgPool);
+  kernel(m, "avg_pool_adjoint", cpu::avg_pool_adjoint<isa>, kAvgPoolAdjoint);
 
-  kernel(m, "max_pool", cpu::max_pool<isa>);
-  kernel(m, "gather", cpu::gather<isa>);
-  kernel(m, "scatter_add", cpu::scatter_add<isa>);
-  kernel(m, "max_unpool", cpu::max_unpool<isa>);
-  kernel(m, "max_unpool_adjoint", cpu::max_unpool_adjoint<isa>);
-  m.def("max_unpool_adjoint_workspace", max_unpool_adjoint_workspace);
+  kernel(m, "max_pool", cpu::max_pool<isa>, kMaxPool);
+  kernel(m, "gather", cpu::gather<isa>, kGather);
+  kernel(m, "scatter_add", cpu::scatter_add<isa>, kScatterAdd);
+  kernel(m, "max_unpool", cpu::max_unpool<isa>, kMaxUnpool);
+  kernel(m, "max_unpool_adjoint", cpu::max_unpool_adjoint<isa>, kMaxUnpoolAdjoint,
+         max_unpool_adjoint_workspace);
 
-  kernel(m, "batch_norm_stats", cpu::batch_norm_stats<isa>);
-  m.def("batch_norm_stats_workspace", batch_norm_stats_workspace);
-  kernel(m, "batch_norm_apply", cpu::batch_norm_apply<isa>);
-  m.def("batch_norm_apply_workspace", batch_norm_apply_workspace);
-  kernel(m, "batch_norm", cpu::batch_norm<isa>);
-  m.def("batch_norm_workspace", batch_norm_forward_workspace);
-  kernel(m, "batch_norm_backward", cpu::batch_norm_backward<isa>);
-  m.def("batch_norm_backward_workspace", batch_norm_backward_workspace);
-  kernel(m, "batch_norm_double_backward", cpu::batch_norm_double_backward<isa>);
-  m.def("batch_norm_double_backward_workspace", batch_norm_double_backward_workspace);
+  kernel(m, "batch_norm_stats", cpu::batch_norm_stats<isa>, kBatchNormStats, batch_norm_stats_workspace);
+  kernel(m, "batch_norm_apply", cpu::batch_norm_apply<isa>, kBatchNormApply, batch_norm_apply_workspace);
+  kernel(m, "batch_norm", cpu::batch_norm<isa>, kBatchNorm, batch_norm_forward_workspace);
+  kernel(m, "batch_norm_backward", cpu::batch_norm_backward<isa>, kBatchNormBackward,
+         batch_norm_backward_workspace);
+  kernel(m, "batch_norm_double_backward", cpu::batch_norm_double_backward<isa>, kBatchNormDoubleBackward,
+         batch_norm_double_backward_workspace);
 
-  kernel(m, "interpolate_nearest", cpu::interpolate_nearest<isa>);
-  kernel(m, "interpolate_nearest_adjoint", cpu::interpolate_nearest_adjoint<isa>);
-  kernel(m, "interpolate_weighted", cpu::interpolate_weighted<isa>);
-  m.def("interpolate_weighted_workspace", cpu::interpolate_weighted_workspace<isa>);
-  kernel(m, "interpolate_weighted_adjoint", cpu::interpolate_weighted_adjoint<isa>);
-  m.def("interpolate_weighted_adjoint_workspace", cpu::interpolate_weighted_adjoint_workspace<isa>);
-  kernel(m, "interpolate_weighted_u8", cpu::interpolate_weighted_u8<isa>);
-  m.def("interpolate_weighted_u8_workspace", cpu::interpolate_weighted_u8_workspace<isa>);
+  kernel(m, "interpolate_nearest", cpu::interpolate_nearest<isa>, kInterpolateNearest);
+  kernel(m, "interpolate_nearest_adjoint", cpu::interpolate_nearest_adjoint<isa>, kInterpolateNearestAdjoint);
+  kernel(m, "interpolate_weighted", cpu::interpolate_weighted<isa>, kInterpolateWeighted,
+         cpu::interpolate_weighted_workspace<isa>);
+  kernel(m, "interpolate_weighted_adjoint", cpu::interpolate_weighted_adjoint<isa>,
+         kInterpolateWeightedAdjoint, cpu::interpolate_weighted_adjoint_workspace<isa>);
+  kernel(m, "interpolate_weighted_u8", cpu::interpolate_weighted_u8<isa>, kInterpolateWeightedU8,
+         cpu::interpolate_weighted_u8_workspace<isa>);
 }
 
 // The instruction sets that are compiled in and that this processor has, worst first.

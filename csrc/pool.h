@@ -22,7 +22,7 @@ struct PoolParams {
   Extent stride;
   Extent pad{0, 0, 0};  // before the first element; what follows the last one is implied by out
   Extent dilation;
-  bool adaptive = false;          // windows from in and out alone; kernel to dilation are unused
+  bool adaptive = false;          // windows from in and out alone; kernel to dilation stay as they are here
   bool count_include_pad = true;  // averages only: padding counts in the divisor
   int64_t divisor_override = 0;   // averages only; 0: none; may be negative, as in torch
   // Maxima only: how positions are said. The CPU kernels know those that are flat in the input's d·h·w.

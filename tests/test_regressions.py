@@ -99,6 +99,35 @@ def test_a_divisor_past_64_bits_is_refused() -> None:
         G.avg_pool2d(torch.randn(1, 1, 4, 4), 2**40, 1, 2**39)
 
 
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("size", [(9, 0), (0, 3)])
+def test_adaptive_pooling_to_nothing(
+    backend: str, device: str, size: tuple[int, int], memory_format: torch.memory_format
+) -> None:
+    """Compiled for AVX2 and SSE2, kernels divided by the number of columns of a row that is not there."""
+    x = torch.randn(1, 4, 20, 13, device=device).contiguous(memory_format=memory_format)
+    for pool in (G.adaptive_max_pool2d, G.adaptive_avg_pool2d):
+        assert pool(x, size).shape == (1, 4, *size)
+        leaf = x.clone().requires_grad_()
+        (dx,) = torch.autograd.grad(pool(leaf, size).sum(), leaf)
+        assert torch.equal(dx, torch.zeros_like(x))
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_the_gradient_of_a_convolution_without_input_channels(
+    backend: str, device: str, memory_format: torch.memory_format
+) -> None:
+    """The kernels divided by the number of channels."""
+    x = torch.empty(2, 0, 4, 5, device=device).contiguous(memory_format=memory_format).requires_grad_()
+    w = torch.empty(16, 0, 2, 2, device=device, requires_grad=True)
+    b = torch.randn(16, device=device, requires_grad=True)
+    y = G.conv2d(x, w, b)
+    assert torch.equal(y, b.detach().reshape(1, -1, 1, 1).expand(2, 16, 3, 4))
+    dx, dw, db = torch.autograd.grad(y.sum(), (x, w, b))
+    assert dx.shape == x.shape and dw.shape == w.shape
+    assert torch.equal(db, torch.full_like(b, 24))
+
+
 def test_a_forced_backend_is_the_thread_s_own() -> None:
     other: list[Tensor] = []
 

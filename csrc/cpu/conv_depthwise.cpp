@@ -120,13 +120,15 @@ void add_blocks(const BandSum<A>& s, const Lines& lines, int64_t block) {
         Vec<A> sum[P];
 #pragma GCC unroll 8
         for (int u = 0; u < P; ++u) sum[u] = s.first ? Vec<A>{} : load(to + u * block);
-        lines.for_each(y, [&](int64_t line) __attribute__((always_inline)) {
-          const int64_t first = line * taps + (backwards ? taps - 1 : 0);
-          const A* from = s.band + y * s.band_row + x * step * block + c + s.offsets[first];
-          const A* weights = s.weights + first * block + c;
-          add_line<1, K, step, A>(sum, taps, weights, weight_step, 0,
-                                  [&](int64_t i) { return load(from + i * block); });
-        });
+        // No tap reaches some phases of a stride.
+        if (taps > 0)
+          lines.for_each(y, [&](int64_t line) __attribute__((always_inline)) {
+            const int64_t first = line * taps + (backwards ? taps - 1 : 0);
+            const A* from = s.band + y * s.band_row + x * step * block + c + s.offsets[first];
+            const A* weights = s.weights + first * block + c;
+            add_line<1, K, step, A>(sum, taps, weights, weight_step, 0,
+                                    [&](int64_t i) { return load(from + i * block); });
+          });
 #pragma GCC unroll 8
         for (int u = 0; u < P; ++u) store(to + u * block, sum[u] + load(s.bias + c));
       }

@@ -34,14 +34,24 @@ struct ColumnTable {
   }
 };
 
+// A number of as many bytes as a pixel has. Pixels lie at multiples of an element's size, not of their own.
+template <typename E>
+struct Loose {
+  typedef E type __attribute__((aligned(1), may_alias));
+};
 template <int bytes>
 struct Pixel {
-  uint64_t words[bytes / 8];
+  typename Loose<uint64_t>::type words[bytes / 8];
+};
+template <int bytes>
+struct Loose<Pixel<bytes>> {
+  using type = Pixel<bytes>;  // of loose words
 };
 
 // y[o] = x[source[o]] for pixels of a fixed type.
 template <typename E>
-void copy_pixels(const ColumnTable& t, const E* __restrict x, E* __restrict y) {
+void copy_pixels(const ColumnTable& t, const typename Loose<E>::type* __restrict x,
+                 typename Loose<E>::type* __restrict y) {
   if (t.identity) {
     std::memcpy(y, x, static_cast<size_t>(t.count) * sizeof(E));
   } else if (t.doubling) {
@@ -110,7 +120,8 @@ template <typename E>
 void forward_of(const InterpolateParams& p, int64_t planes, const void* x, void* y, int threads) {
   forward(p, planes, sizeof(E), static_cast<const char*>(x), static_cast<char*>(y), threads,
           [](const ColumnTable& t, const char* from, char* to) {
-            copy_pixels(t, reinterpret_cast<const E*>(from), reinterpret_cast<E*>(to));
+            using Loosely = typename Loose<E>::type;
+            copy_pixels<E>(t, reinterpret_cast<const Loosely*>(from), reinterpret_cast<Loosely*>(to));
           });
 }
 

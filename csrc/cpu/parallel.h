@@ -6,6 +6,9 @@
 
 #include "../geometry.h"
 #include "../threads.h"
+#if defined(__SANITIZE_THREAD__)
+#include <sched.h>
+#endif
 
 namespace fastops {
 namespace cpu {
@@ -40,6 +43,9 @@ void parallel_for(int threads, int64_t tasks, int64_t work, F f) {
         Region& r = *static_cast<Region*>(context);
         const int slot = r.slots.fetch_add(1);
         while (true) {
+#if defined(__SANITIZE_THREAD__)
+          sched_yield();  // or of few tasks one thread would do all, and the race detector see no other
+#endif
           const int64_t begin = r.next.fetch_add(r.chunk);
           if (begin >= r.tasks) return;
           const int64_t end = imin(begin + r.chunk, r.tasks);

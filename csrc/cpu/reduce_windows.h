@@ -309,6 +309,7 @@ void reduce_planes(const T* x, T* y, int64_t size, int64_t begin, int64_t end, F
 template <typename Op, typename T, typename Finish>
 void reduce_windows(const PoolParams& p, const T* x, T* y, int threads, Finish finish) {
   const int64_t rows = p.out.d * p.out.h, in_plane = volume(p.in);
+  if (rows * p.out.w == 0) return;  // adaptive, to nothing
   if (p.channels_last) {
     const int64_t block = pixel_rows_per_task(p.n, rows, p.out.w * p.c, threads),
                   blocks = ceil_div(rows, block);

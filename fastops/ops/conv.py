@@ -130,7 +130,11 @@ class Conv(torch.autograd.Function):
         w_format = layout.format_of(w)
         memory_format = memory_format or result_format(x, w)
         y = layout.empty_like(x, shape, memory_format)
-        if y.numel():
+        if y.numel() and not x.numel():  # no channels: sums without a term
+            y.zero_() if b is None else y.copy_(b.reshape(1, -1, 1, 1))
+            if relu:
+                y.relu_()
+        elif y.numel():
             precision = tf32_allowed(x)
             params = conv_params(
                 spec, x.shape, w.shape, shape, x.dtype, memory_format, w_format, precision, relu
@@ -470,7 +474,7 @@ class ConvBackward(torch.autograd.Function):
         dy: Tensor, x: Tensor, w: Tensor, spec: ConvSpec, with_bias: bool
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         x_format, w_format = layout.format_of(x), layout.format_of(w)
-        if not dy.numel():
+        if not dy.numel() or not x.numel():  # no images, or no channels
             dx = ConvInputGrad.compute(dy, w, None, spec, x.shape, x_format)
             return dx, *ConvWeightGrad.compute(dy, x, spec, w.shape, w_format, with_bias)
         dx = layout.empty_like(dy, x.shape, x_format)

@@ -111,9 +111,10 @@ def write_ninja() -> None:
         "-Wno-unknown-pragmas",
     ]
     ninja.rule("module", [*compile_, "-O1", "-c", "$in", "-o", "$out"])
+    conv_plans = sorted((ROOT / "csrc").glob("conv_plan*.cpp"))
     host = [
         ninja.build(BUILD / f"{source.stem}.o", "module", [source])
-        for source in (HERE / "module.cpp", *sorted((ROOT / "csrc").glob("conv_plan*.cpp")))
+        for source in (HERE / "module.cpp", ROOT / "csrc" / "validate.cpp", *conv_plans)
     ]
     kernels = [*sorted((ROOT / "csrc" / "cuda").glob("*.cu")), *sorted(HERE.glob("*.cu"))]
     for mode, (kernel_flags, engine_flags, link_flags) in MODES.items():
@@ -157,16 +158,18 @@ def build(mode: str) -> Path:
     return output(mode)
 
 
+def libraries(*names: str) -> list[str]:
+    """Where the compiler has its libraries of those names."""
+    commands = ([*compiler(), f"-print-file-name={name}"] for name in names)
+    return [subprocess.run(c, capture_output=True, text=True, check=True).stdout.strip() for c in commands]
+
+
 def sanitized_environment() -> dict[str, str]:
     """The environment for a process that loads the asan module: the sanitizers' libraries come first."""
-    libraries = [
-        subprocess.run([*compiler(), f"-print-file-name={name}"], capture_output=True, text=True, check=True)
-        for name in ("libasan.so", "libubsan.so", "libstdc++.so")
-    ]
     return {
         **os.environ,
         "FASTOPS_SIMT": "asan",
-        "LD_PRELOAD": " ".join(found.stdout.strip() for found in libraries),
+        "LD_PRELOAD": " ".join(libraries("libasan.so", "libubsan.so", "libstdc++.so")),
         "ASAN_OPTIONS": "detect_leaks=0",
         "UBSAN_OPTIONS": "print_stacktrace=1",
         "PYTHONMALLOC": "malloc",

@@ -46,7 +46,7 @@ import fastops.functional as G
 from tests import interpreter, simt
 from tests.cases import Case
 from tests.conftest import device_of
-from tests.reliability.calls import DTYPES, affordable, backends, by_label, name, size, some
+from tests.reliability.calls import DTYPES, affordable, backends, by_label, name, some
 from tests.reliability.tally import Skip, Tally
 from tests.test_against_torch import on_cpu, to_double
 from tests.test_against_torch import run as call
@@ -329,13 +329,6 @@ def lines(
         askers = [backend for backend in found if case in cases_of[backend]]
         if not askers or dtype not in case.dtypes:
             continue
-        if (
-            quick
-            and interpreter.IS_ON
-            and kind
-            and dtype is not case.dtypes[(len(kind) + size(case)) % len(case.dtypes)]
-        ):
-            continue  # one dtype, not always the same
         if quick and NAMED.search(str(case)) and dtype not in (torch.float32, torch.bfloat16):
             continue
         for channels_last, only in itertools.product(next(layouts), places(case, kind)):
@@ -361,13 +354,13 @@ CATASTROPHES: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def catastrophes() -> Iterator[Tally]:
-    """Batch norm where the usual formulas lose every digit, in fp32: both errors, ours no larger."""
+    """Batch norm where the usual formulas lose every digit, in fp32: both errors by the rule; constants give
+    exactly the bias."""
     for why, make in CATASTROPHES.items():
         for backend in backends():
-            line = Tally("batch_norm", f"training, {why}: error no larger than torch's", backend, "float32")
+            line = Tally("batch_norm", f"training, {why}", backend, "float32")
             errors: list[tuple[float, float]] = []
-            shapes = ((8, 32, 5, 7),) if interpreter.IS_ON else ((4, 3, 16, 16), (8, 32, 5, 7))
-            for shape, channels_last in itertools.product(shapes, (False, True)):
+            for shape, channels_last in itertools.product(((4, 3, 6, 6), (8, 32, 5, 7)), (False, True)):
                 g = torch.Generator().manual_seed(5)
                 x = make(torch.randn(shape, generator=g))
                 if channels_last:
@@ -383,7 +376,8 @@ def catastrophes() -> Iterator[Tally]:
                     theirs = F.batch_norm(x, None, None, training=True)
                     errors.append((max_error(ours, exact), max_error(theirs, exact)))
                     line.measure(errors[-1][0])
-                    assert errors[-1][0] <= errors[-1][1] + rounding_floor(exact, x.dtype), errors[-1]
+                    assert error_ratio(ours, theirs, exact) <= 2, errors[-1]
+                    assert errors[-1][0] == 0 or not why.startswith("constant"), errors[-1]
             ours_worst, torch_worst = (max(e[i] for e in errors) for i in (0, 1))
             line.note = f"largest errors: fastops {ours_worst:.2g}, torch {torch_worst:.2g}"
             line.unit = "error"
@@ -392,10 +386,13 @@ def catastrophes() -> Iterator[Tally]:
 
 def run(quick: bool) -> Iterator[Tally]:
     torch.set_num_threads(1)
+    # The interpreter is slow.
+    few = quick and interpreter.IS_ON
+    kinds, dtypes = (SPRINKLED[-1:], DTYPES[1:4:2]) if few else (list(KINDS), DTYPES)
     for op, cases in by_label().items():
-        for dtype in DTYPES:
+        for dtype in dtypes:
             yield from lines(op, cases, (dtype,), "", quick)
     yield from catastrophes()
     for op, cases in by_label().items():
-        for kind in KINDS:
-            yield from lines(op, cases, DTYPES, kind, quick)
+        for kind in kinds:
+            yield from lines(op, cases, dtypes[:1] if few else dtypes, kind, quick)

@@ -132,7 +132,8 @@ def run(quick: bool) -> Iterator[Tally]:
         more = ("--exact",) if mode == "address" else ("--threads", "2", "3", "5")
         yield from raw_calls("cpu", module, 100_000, kinds, seed, mode, *more)
         ignored = [f"--ignore=tests/test_{name}.py" for name in ELSEWHERE]
-        command = ["-m", "tests.reliability.sanitized", mode, "tests", "-k", "not cuda-emulated and not costs_nothing", *ignored]
+        chosen = ["tests", "-k", "not cuda-emulated and not costs_nothing", *ignored]
+        command = ["-m", "tests.reliability.sanitized", mode, *chosen]
         environment = {**sanitized.environment(mode), "FASTOPS_SANITIZED": str(module)}
         tally = Tally("suite", SUITES[mode], "cpu")
         yield suite.run(tally, sanitized.command(mode, *command), ROOT, environment)

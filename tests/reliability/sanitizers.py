@@ -102,8 +102,8 @@ def emulated(mode: str) -> Tally:
 
 def reported(mode: str) -> Tally | None:
     """What continuous integration has just run, if its reports are newer than the kernels."""
-    sources = [p for folder in ("csrc", "tests/simt") for p in (ROOT / folder).rglob("*.*")]
-    newest = max(p.stat().st_mtime for p in sources)
+    sources = (p for folder in ("csrc", "tests/simt") for p in (ROOT / folder).rglob("*.*"))
+    newest = max(p.stat().st_mtime for p in sources if p.suffix != ".pyc")
     reports = sorted(REPORTS.glob(f"{mode}-*.xml"))
     if not reports or min(r.stat().st_mtime for r in reports) < newest:
         return None

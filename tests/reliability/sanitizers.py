@@ -37,7 +37,8 @@ ROOT = Path(__file__).resolve().parents[2]
 # Where .ci/run leaves pytest's reports: <mode>-<number>.xml.
 REPORTS = ROOT / "build" / "simt-reports"
 BATCH = 20_000  # raw calls of a process
-# Tests that start processes, which would not have the sanitized module, or compile.
+# Tests that start processes, which would not have the sanitized module, or compile. (Nor are those run that
+# ask how long something takes.)
 ELSEWHERE = (
     "test_install.py test_build.py test_doctor.py test_distributed.py test_reliability.py test_bench.py"
 )
@@ -101,8 +102,8 @@ def emulated(mode: str) -> Tally:
 
 def reported(mode: str) -> Tally | None:
     """What continuous integration has just run, if its reports are newer than the kernels."""
-    sources = [p for folder in ("csrc", "tests/simt") for p in (ROOT / folder).rglob("*.*")]
-    newest = max(p.stat().st_mtime for p in sources)
+    sources = (p for folder in ("csrc", "tests/simt") for p in (ROOT / folder).rglob("*.*"))
+    newest = max(p.stat().st_mtime for p in sources if p.suffix != ".pyc")
     reports = sorted(REPORTS.glob(f"{mode}-*.xml"))
     if not reports or min(r.stat().st_mtime for r in reports) < newest:
         return None
@@ -131,7 +132,8 @@ def run(quick: bool) -> Iterator[Tally]:
         more = ("--exact",) if mode == "address" else ("--threads", "2", "3", "5")
         yield from raw_calls("cpu", module, 100_000, kinds, seed, mode, *more)
         ignored = [f"--ignore=tests/test_{name}.py" for name in ELSEWHERE]
-        command = ["-m", "tests.reliability.sanitized", mode, "tests", "-k", "not cuda-emulated", *ignored]
+        chosen = ["tests", "-k", "not cuda-emulated and not costs_nothing", *ignored]
+        command = ["-m", "tests.reliability.sanitized", mode, *chosen]
         environment = {**sanitized.environment(mode), "FASTOPS_SANITIZED": str(module)}
         tally = Tally("suite", SUITES[mode], "cpu")
         yield suite.run(tally, sanitized.command(mode, *command), ROOT, environment)

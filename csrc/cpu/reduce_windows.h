@@ -9,6 +9,8 @@
 // where windows follow no fixed step, window by window. channels_last: vectorised over channels.
 #pragma once
 
+#include <cstring>
+
 #include "../pool.h"
 #include "parallel.h"
 #include "rows.h"
@@ -81,35 +83,106 @@ class ColumnTable {
   Entry entries_[kTableColumns];
 };
 
+// Windows of more taps than that are reduced in runs, combined in pairs, pairs of pairs, and so on: so the
+// rounding errors of a sum grow with the logarithm of its length, not with the length.
+constexpr int64_t kPlainTaps = 49;
+constexpr int64_t kRun = 32;
+
+// Partial results, of `vectors` values each, combined like that as they come.
+template <typename Op, typename V, int vectors>
+class Pairs {
+ public:
+  inline void add(V (&value)[vectors]) {
+    int level = 0;
+    for (uint64_t pairs = count_++; pairs & 1; pairs >>= 1, ++level)
+      for (int u = 0; u < vectors; ++u) value[u] = Op::combine(parts_[level][u], value[u]);
+    for (int u = 0; u < vectors; ++u) parts_[level][u] = value[u];
+  }
+  // Of at least one.
+  inline void result(V (&value)[vectors]) const {
+    bool first = true;
+    for (int level = 0; count_ >> level; ++level) {
+      if (!(count_ >> level & 1)) continue;
+      for (int u = 0; u < vectors; ++u)
+        value[u] = first ? parts_[level][u] : Op::combine(parts_[level][u], value[u]);
+      first = false;
+    }
+  }
+  bool empty() const { return count_ == 0; }
+
+ private:
+  uint64_t count_ = 0;
+  V parts_[48][vectors];  // as many as no tensor has bits in its number of elements
+};
+
 template <typename Op, typename T>
 inline Vec<Acc<T>> reduce_column(const Taps<T>& rows, int64_t column, int64_t count) {
-  Vec<Acc<T>> value = broadcast(Op::template identity<Acc<T>>());
-  for (int64_t d = 0; d < rows.depth; ++d) {
-    const T* p = rows.first + d * rows.depth_step + column;
-    for (int64_t h = 0; h < rows.height; ++h, p += rows.height_step)
-      value = Op::combine(value, load_some(p, count));
+  using V = Vec<Acc<T>>;
+  const V identity = broadcast(Op::template identity<Acc<T>>());
+  V value[1] = {identity};
+  if (rows.depth * rows.height <= kPlainTaps) {
+    for (int64_t d = 0; d < rows.depth; ++d) {
+      const T* p = rows.first + d * rows.depth_step + column;
+      for (int64_t h = 0; h < rows.height; ++h, p += rows.height_step)
+        value[0] = Op::combine(value[0], load_some(p, count));
+    }
+    return value[0];
   }
-  return value;
+  Pairs<Op, V, 1> pairs;
+  for (int64_t d = 0; d < rows.depth; ++d)
+    for (int64_t h = 0; h < rows.height; h += kRun) {
+      const T* p = rows.first + d * rows.depth_step + h * rows.height_step + column;
+      value[0] = identity;
+      for (int64_t i = 0; i < imin(kRun, rows.height - h); ++i, p += rows.height_step)
+        value[0] = Op::combine(value[0], load_some(p, count));
+      pairs.add(value);
+    }
+  pairs.result(value);
+  return value[0];
 }
 
 // Reduces n elements, `step` apart.
 template <typename Op, typename T>
 inline Acc<T> reduce_span(const T* x, int64_t n, int64_t step) {
   using A = Acc<T>;
-  constexpr int64_t lanes = kLanes<A>;
-  A value = Op::template identity<A>();
+  constexpr int64_t lanes = kLanes<A>, run = 8 * 4 * lanes;
+  A value[1] = {Op::template identity<A>()};
   int64_t i = 0;
   if (step == 1 && n >= lanes) {
-    Vec<A> parts[4];
-    for (Vec<A>& v : parts) v = broadcast(value);
-    for (; i + 4 * lanes <= n; i += 4 * lanes)
-      for (int64_t u = 0; u < 4; ++u) parts[u] = Op::combine(parts[u], load(x + i + u * lanes));
-    for (; i + lanes <= n; i += lanes) parts[0] = Op::combine(parts[0], load(x + i));
-    const Vec<A> all = Op::combine(Op::combine(parts[0], parts[1]), Op::combine(parts[2], parts[3]));
-    for (int64_t lane = 0; lane < lanes; ++lane) value = Op::combine(value, A(all[lane]));
+    // Up to the last whole vector before `end`.
+    const auto vectors = [&](int64_t end) {
+      const Vec<A> identity = broadcast(Op::template identity<A>());
+      Vec<A> parts[4] = {identity, identity, identity, identity};
+      for (; i + 4 * lanes <= end; i += 4 * lanes)
+        for (int64_t u = 0; u < 4; ++u) parts[u] = Op::combine(parts[u], load(x + i + u * lanes));
+      for (; i + lanes <= end; i += lanes) parts[0] = Op::combine(parts[0], load(x + i));
+      return Op::combine(Op::combine(parts[0], parts[1]), Op::combine(parts[2], parts[3]));
+    };
+    Vec<A> all[1] = {vectors(imin(n, run))};
+    if (n > run) {
+      Pairs<Op, Vec<A>, 1> pairs;
+      pairs.add(all);
+      while (i + lanes <= n) {
+        all[0] = vectors(imin(n, i + run));
+        pairs.add(all);
+      }
+      pairs.result(all);
+    }
+    for (int64_t lane = 0; lane < lanes; ++lane) value[0] = Op::combine(value[0], A(all[0][lane]));
   }
-  for (; i < n; ++i) value = Op::combine(value, to_acc(x[i * step]));
-  return value;
+  if (n - i <= kPlainTaps) {
+    for (; i < n; ++i) value[0] = Op::combine(value[0], to_acc(x[i * step]));
+    return value[0];
+  }
+  Pairs<Op, A, 1> pairs;
+  while (i < n) {
+    value[0] = Op::template identity<A>();
+    for (const int64_t end = imin(n, i + kRun); i < end; ++i)
+      value[0] = Op::combine(value[0], to_acc(x[i * step]));
+    pairs.add(value);
+  }
+  pairs.result(value);
+  return value[0];
 }
 
 // Output rows [begin, end) of a contiguous plane.
@@ -173,17 +246,24 @@ void reduce_rows_by_window(const PoolParams& p, const T* x, T* y, int64_t begin,
     }
     for (int64_t ow = 0; ow < p.out.w; ++ow) {
       A value = Op::template identity<A>();
-      if (columns_first) {
-        const AxisTaps taps = axis_taps(axis_w(p), ow);
-        for (int64_t k = 0; k < taps.count; ++k)
-          value = Op::combine(value, row[taps.first + k * p.dilation.w]);
+      const AxisTaps columns = axis_taps(axis_w(p), ow);
+      if (columns_first && columns.count <= kPlainTaps) {
+        for (int64_t k = 0; k < columns.count; ++k)
+          value = Op::combine(value, row[columns.first + k * p.dilation.w]);
+      } else if (columns_first) {
+        value = reduce_span<Op>(row + columns.first, columns.count, p.dilation.w);
       } else {
-        const Taps<T> taps = window_of(rows, axis_taps(axis_w(p), ow), 1);
+        const Taps<T> taps = window_of(rows, columns, 1);
+        Pairs<Op, A, 1> pairs;
         for (int64_t d = 0; d < taps.depth; ++d)
-          for (int64_t h = 0; h < taps.height; ++h)
-            value =
-                Op::combine(value, reduce_span<Op>(taps.first + d * taps.depth_step + h * taps.height_step,
-                                                   taps.width, taps.width_step));
+          for (int64_t h = 0; h < taps.height; ++h) {
+            A span[1] = {reduce_span<Op>(taps.first + d * taps.depth_step + h * taps.height_step, taps.width,
+                                         taps.width_step)};
+            pairs.add(span);
+          }
+        A all[1] = {value};
+        if (!pairs.empty()) pairs.result(all);
+        value = all[0];
       }
       finish.start_columns(ow, ow + 1);
       y[r * p.out.w + ow] = from_acc<T>(finish(broadcast(value), 0)[0]);
@@ -196,21 +276,45 @@ void reduce_rows_by_window(const PoolParams& p, const T* x, T* y, int64_t begin,
 template <typename Op, int vectors, bool guarded, typename T>
 inline void reduce_pixel(const Taps<T>& taps, int64_t c, const T* x_end, Vec<Acc<T>> (&value)[vectors]) {
   constexpr int64_t lanes = kLanes<Acc<T>>;
-  for (Vec<Acc<T>>& v : value) v = broadcast(Op::template identity<Acc<T>>());
+  const auto start = [&] {
+    for (Vec<Acc<T>>& v : value) v = broadcast(Op::template identity<Acc<T>>());
+  };
+  const auto pixels = [&](const T* p, int64_t count) {
+    for (int64_t w = 0; w < count; ++w, p += taps.width_step)
+      for (int u = 0; u < vectors; ++u) value[u] = Op::combine(value[u], load_before(p + u * lanes, x_end));
+  };
+  const auto row = [&](int64_t d, int64_t h) {
+    return taps.first + d * taps.depth_step + h * taps.height_step + c;
+  };
+  start();
+  if (taps.depth * taps.height * taps.width <= kPlainTaps) {
+    for (int64_t d = 0; d < taps.depth; ++d)
+      for (int64_t h = 0; h < taps.height; ++h) pixels(row(d, h), taps.width);
+    return;
+  }
+  Pairs<Op, Vec<Acc<T>>, vectors> pairs;
   for (int64_t d = 0; d < taps.depth; ++d)
-    for (int64_t h = 0; h < taps.height; ++h) {
-      const T* p = taps.first + d * taps.depth_step + h * taps.height_step + c;
-      for (int64_t w = 0; w < taps.width; ++w, p += taps.width_step)
-        for (int u = 0; u < vectors; ++u) value[u] = Op::combine(value[u], load_before(p + u * lanes, x_end));
-    }
+    for (int64_t h = 0; h < taps.height; ++h)
+      for (int64_t w = 0; w < taps.width; w += kRun) {
+        start();
+        pixels(row(d, h) + w * taps.width_step, imin(kRun, taps.width - w));
+        pairs.add(value);
+      }
+  pairs.result(value);
 }
 
+constexpr int64_t kLargeWindow = 16;    // taps
+constexpr int64_t kRowSums = 16384;     // 64 KiB in fp32: half of a second-level cache at the least
+constexpr int64_t kRunChannels = 2048;  // at a time: 8 KiB
+
 // Channels [0, channels) of a row of large windows into `sums`, `channels` of each. Every row of the input is
-// read from one end to the other, once, which is what memory is fastest at.
+// read from one end to the other, once, which is what memory is fastest at. What a window has of a row is a
+// sum of its own.
 template <typename Op, typename T>
 inline void reduce_large_windows(const Taps<T>& rows, const ColumnTable<AxisTaps>& columns, int64_t windows,
                                  int64_t pixel, int64_t channels, Acc<T>* sums) {
   constexpr int64_t lanes = kLanes<Acc<T>>;
+  alignas(64) Acc<T> run[kRunChannels];
   for (int64_t i = 0; i < windows * channels; ++i) sums[i] = Op::template identity<Acc<T>>();
   for (int64_t d = 0; d < rows.depth; ++d)
     for (int64_t h = 0; h < rows.height; ++h) {
@@ -218,14 +322,15 @@ inline void reduce_large_windows(const Taps<T>& rows, const ColumnTable<AxisTaps
       for (int64_t ow = 0; ow < windows; ++ow) {
         const T* p = row + columns[ow].first * pixel;
         Acc<T>* sum = sums + ow * channels;
+        for (int64_t c = 0; c < channels; ++c) run[c] = Op::template identity<Acc<T>>();
         for (int64_t w = 0; w < columns[ow].count; ++w, p += rows.width_step)
           for (int64_t c = 0; c < channels; c += lanes)
-            store(sum + c, Op::combine(load(sum + c), load(p + c)));
+            store(run + c, Op::combine(load(run + c), load(p + c)));
+        for (int64_t c = 0; c < channels; c += lanes)
+          store(sum + c, Op::combine(load(sum + c), load(run + c)));
       }
     }
 }
-constexpr int64_t kLargeWindow = 16;  // taps
-constexpr int64_t kRowSums = 16384;   // 64 KiB in fp32: half of a second-level cache at the least
 
 // Vectors of channels that are read from one pixel before going on to the next, as many as fit into
 // registers: long runs are what hardware prefetches.
@@ -244,14 +349,15 @@ void reduce_pixels(const PoolParams& p, const T* x, T* y, int64_t begin, int64_t
       finish.start_columns(columns.begin(), columns.end());
   };
   // Channels at a time of rows of large windows, of whole vectors.
-  const int64_t run =
-      imin(p.c, kRowSums / p.out.w) / lanes * lanes * (p.c % lanes == 0 && p.out.w <= kTableColumns);
+  const int64_t run = imin(imin(p.c, kRunChannels), kRowSums / p.out.w) / lanes * lanes *
+                      (p.c % lanes == 0 && p.out.w <= kTableColumns);
   for (int64_t r = begin; r < end; ++r) {
     const int64_t od = r / p.out.h, oh = r % p.out.h;
     const Taps<T> rows = rows_of(p, x, p.c, od, oh);
     finish.start_row(od, oh);
     prepare(0);
-    if (run >= 16 * lanes && rows.depth * rows.height * columns[0].count >= kLargeWindow) {
+    const int64_t lines = rows.depth * rows.height, width = columns[0].count;
+    if (run >= 16 * lanes && lines * width >= kLargeWindow && lines <= kPlainTaps && width <= kPlainTaps) {
       alignas(64) A sums[kRowSums];
       for (int64_t c = 0; c < p.c; c += run) {
         const int64_t channels = imin(run, p.c - c);

@@ -1,9 +1,7 @@
 """What must hold of one call: values, gradients, layouts and indices as torch's, or an error as torch's.
 
-Values are compared by tests/tolerance.py's rule: an error against fp64 of at most twice torch's at that
-dtype, plus a rounding floor. Random calls meet what tables avoid, a small result of large terms, of which
-torch happens to be right to the last digit; so the floor knows the size of the terms, too: some roundings, in
-the precision of the sum, of what the same call makes of absolute values.
+Values are compared by tests/tolerance.py's rule, whose floor knows the size of the terms: that is what the
+same call makes of absolute values.
 """
 
 from __future__ import annotations
@@ -20,9 +18,7 @@ import fastops.functional as G
 from fastops.backends import BACKENDS
 from tests.fuzz.call import Call, lay
 from tests.reliability.tally import Skip
-from tests.tolerance import assert_same_layout, max_error
-
-ROUNDINGS = 8  # of the terms
+from tests.tolerance import assert_accurate, assert_same_layout
 
 
 @dataclass
@@ -125,24 +121,6 @@ def sizes(call: Call, tensors: list[Tensor | None], dy: Tensor | None) -> Result
         [torch.tensor(y)],
         [torch.tensor(grads[k]) for k in wanted(call, tensors)],
         new[: 2 * (tensors[1] is not None)],
-    )
-
-
-def accurate(ours: Tensor, theirs: Tensor, reference: Tensor, terms: Tensor, what: str) -> None:
-    assert ours.shape == theirs.shape, f"{what}: shape {tuple(ours.shape)}, torch has {tuple(theirs.shape)}"
-    assert ours.dtype == theirs.dtype, f"{what}: dtype {ours.dtype}, torch has {theirs.dtype}"
-
-    def largest(t: Tensor) -> float:
-        finite = t[t.isfinite()]
-        return finite.abs().max().item() if finite.numel() else 0.0
-
-    error, torch_error = max_error(ours, reference), max_error(theirs, reference)
-    of_sums = torch.finfo(torch.float64 if ours.dtype is torch.float64 else torch.float32).eps
-    units = 64 if ours.dtype is torch.float64 else 2  # as in tests/tolerance.py
-    floor = units * torch.finfo(ours.dtype).eps * largest(reference) + ROUNDINGS * of_sums * largest(terms)
-    floor += torch.finfo(ours.dtype).tiny
-    assert error <= 2 * torch_error + floor, (
-        f"{what}: error {error:.3e}, torch's {torch_error:.3e}, floor {floor:.3e}"
     )
 
 
@@ -317,7 +295,7 @@ def agrees(
     assert len(ours.outputs) == len(theirs.outputs), f"{backend}: {len(ours.outputs)} results"
     for k, (o, t, r) in enumerate(zip(ours.outputs, theirs.outputs, reference.outputs, strict=True)):
         if o.dtype.is_floating_point:
-            accurate(o, t, r, terms.outputs[k], f"{backend}, value")
+            assert_accurate(o, t, r, f"{backend}, value", terms.outputs[k])
         else:
             judge = r if call.options.get("antialias") else t  # uint8's roundings depend on the layout
             assert torch.equal(o, judge), f"{backend}: {'indices' if k else 'values'} differ"
@@ -325,13 +303,14 @@ def agrees(
         if not composed and not is_ambiguous(tensors[0]):  # composed, it is the layout of torch's addition
             assert_same_layout(o, t)
     for k, (o, t) in enumerate(zip(ours.statistics, theirs.statistics, strict=True)):
-        accurate(o, t, reference.statistics[k], terms.statistics[k], f"{backend}, running statistics")
+        what = f"{backend}, running statistics"
+        assert_accurate(o, t, reference.statistics[k], what, terms.statistics[k])
     if duplicates(call, tensors):
         return
     assert len(ours.grads) == len(theirs.grads), f"{backend}: {len(ours.grads)} gradients"
     leaves = wanted(call, tensors)
     for k, (o, t, r) in enumerate(zip(ours.grads, theirs.grads, reference.grads, strict=True)):
-        accurate(o, t, r, terms.grads[k], f"{backend}, gradient {k}")
+        assert_accurate(o, t, r, f"{backend}, gradient {k}", terms.grads[k])
         leaf = tensors[leaves[k]]
         assert leaf is not None
         if has_a_layout(leaf):

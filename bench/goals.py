@@ -88,11 +88,19 @@ GOALS = [
     Goal("batch norm, training step, channels_last", 1.3, _statistics("NHWC")),
     Goal("batch norm with ReLU (and add)", 2.0, _fused),
     *(
-        Goal(f"dense convolution, NCHW, {what}, fp32", 1.2, lambda c, f=_dense("NCHW", what): f(c) and c.dtype == "fp32")
+        Goal(
+            f"dense convolution, NCHW, {what}, fp32",
+            1.2,
+            lambda c, f=_dense("NCHW", what): f(c) and c.dtype == "fp32",
+        )
         for what in ("forward", "input_grad", "weight_grad")
     ),
     *(
-        Goal(f"dense convolution, channels_last, {what}, fp32", 1.0, lambda c, f=_dense("NHWC", what): f(c) and c.dtype == "fp32")
+        Goal(
+            f"dense convolution, channels_last, {what}, fp32",
+            1.0,
+            lambda c, f=_dense("NHWC", what): f(c) and c.dtype == "fp32",
+        )
         for what in ("forward", "input_grad", "weight_grad")
     ),
     Goal(

@@ -29,4 +29,10 @@ PAST: list[tuple[Call, str]] = [
         Call("interpolate", ((2, 3, 3, 3),), {"mode": "bicubic", "scale_factor": 1.25}, "uint8"),
         "the same in uint8",
     ),
+    (
+        Call(
+            "interpolate", ((3, 9, 2, 1),), {"mode": "bilinear", "size": (14, 1), "antialias": True}, "uint8"
+        ),
+        "torch's antialiasing to one column is wrong in NCHW: channels_last is the judge",
+    ),
 ]

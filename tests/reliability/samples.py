@@ -6,11 +6,12 @@ or a numerical check of a derivative in fp64 on one case of tests/cases; or `tor
 call of an op. The goal is that none fails.
 
 The measure of values and gradients is torch's own error: a failure is an error against fp64 of more than
-twice torch's at that dtype plus two units of the largest value; *worst* is the largest error as a part of
-that. In fp64, where torch is the reference, results agree to 1e-10. Gradients are not compared where max
-unpooling has duplicate indices (fastops has a rule for them, torch has not). Layouts are compared with
-torch's. Emulated and interpreted kernels get some samples of each kind, evenly spread; their derivatives, and
-those by more than 100 elements, are checked in one random direction instead of by every element.
+twice torch's at that dtype plus two units of the largest value and some roundings, in the precision of the
+sum, of the terms; *worst* is the largest error as a part of that. In fp64, where torch is the reference,
+results agree to 1e-10. Gradients are not compared where max unpooling has duplicate indices (fastops has a
+rule for them, torch has not). Layouts are compared with torch's. Emulated and interpreted kernels get some
+samples of each kind, evenly spread; their derivatives, and those by more than 100 elements, are checked in
+one random direction instead of by every element.
 """
 
 from __future__ import annotations

@@ -44,8 +44,8 @@ ROUNDINGS = 8  # of the terms of a sum
 def assert_accurate(
     ours: Tensor, theirs: Tensor, reference: Tensor, what: str = "", terms: Tensor | None = None
 ) -> float:
-    """Error against the fp64 reference ≤ 2 × torch's error at this dtype, plus the rounding floor; returns the
-    error as a part of that.
+    """Error against the fp64 reference ≤ 2 × torch's error at this dtype, plus the rounding floor; returns
+    the error as a part of that.
 
     terms: how large the terms are that the results are sums of, for cases that nobody has chosen: there a
     result may be much smaller than they, and torch's right to the last digit by luck. The floor then has some

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 import fastops
-from bench import compare, contenders, layers, machine, measure, memory, report
+from bench import compare, contenders, goals, layers, machine, measure, memory, report
 from bench.rows import CONVS, ROWS, Conv, Row, rows
 
 
@@ -220,6 +220,30 @@ def test_ceilings_of_the_cpu() -> None:
 def test_medians() -> None:
     assert measure.summary([3.0, 1.0, 2.0], "x") == (2.0, 1.0, 3.0, "x")
     assert math.isclose(report.mean([2.0, 8.0]), 4.0)
+
+
+def test_goals() -> None:
+    """A goal is met by the mean, or by every case, of the first run; what is missed says by what."""
+
+    def case(op: str, what: str, layout: str, ratio: float) -> goals.Case:
+        return goals.Case(op, "N1", what, "fp32", layout, ratio, 0.5, 0.25, None)
+
+    one = [case("avg_pool2d", "forward", "NCHW", r) for r in (2.0, 8.0)]
+    one += [case("interpolate", "forward", "NHWC", r) for r in (0.5, 8.0)]
+    lines = [*goals.table({"one": one, "two": [case("avg_pool2d", "forward", "NCHW", 1.0)]})]
+    by = {
+        cells[1]: cells[2:]
+        for cells in ([c.strip() for c in line.split("|")] for line in lines if "|" in line)
+    }
+    assert by["pooling and adjoints, NCHW"][:4] == [
+        "≥ 3.0",
+        "4.00 (2.00; 0 of 2)",
+        "1.00 (1.00; 0 of 1)",
+        "yes",
+    ]
+    assert by["interpolation and adjoints"][1:4] == ["2.00 (0.50; 1 of 2)", "", "yes"]
+    assert by["interpolation, every row"][0] == "each ≥ 1.0" and by["interpolation, every row"][3] == "no"
+    assert "at 50 % of the roof, torch at 25 %" in by["interpolation, every row"][4]
 
 
 def test_the_document_is_up_to_date() -> None:

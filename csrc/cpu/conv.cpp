@@ -144,7 +144,7 @@ void run_direct(const Call<T, W>& call, void* memory, const uint8_t* marks, int 
       else
         plane_tile(call, a, mine, n, g, begin, end, o0, o1, gathered, scratch_of(slot));
     };
-    const int64_t work = div.channels * imax(order.words, 1) / 8;
+    const int64_t work = imin(div.channels, t.outer) * imax(order.words, 1) / 8;
     if (marks != nullptr) {
       const int64_t pair = 2 * a.w.grid, pairs = ceil_div(positions, pair);
       parallel_for(threads, t.p->n * pairs, pair * work, [&](int64_t task, int slot) {
@@ -172,7 +172,7 @@ void run_direct(const Call<T, W>& call, void* memory, const uint8_t* marks, int 
         parallel_for(threads, tiles, (k1 - k0) * div.tile,
                      [&](int64_t tile, int slot) { gather(tile, k0, k1, slot); });
       });
-    parallel_for(threads, tiles * div.parts, div.tile * work, [&](int64_t task, int slot) {
+    parallel_for(threads, tiles * div.parts, imin(div.tile, range) * work, [&](int64_t task, int slot) {
       const int64_t tile = task / div.parts, begin = tile % div.tiles * div.tile;
       compute(tile / div.tiles / t.p->groups, tile / div.tiles % t.p->groups, begin,
               imin(begin + div.tile, range), task % div.parts,

@@ -73,18 +73,21 @@ def cotangent(call: Call, tensors: list[Tensor | None]) -> Tensor | None:
     return lay(dy.to(call.torch_dtype), call.form(len(call.shapes)))
 
 
+def formats(t: Tensor) -> list[torch.memory_format]:
+    last = {4: [torch.channels_last], 5: [torch.channels_last_3d]}
+    return [torch.contiguous_format, *last.get(t.dim(), [])]
+
+
 def has_a_layout(t: Tensor) -> bool:
     """Whether the strides are those of a new tensor, in one layout or the other."""
-    formats = torch.contiguous_format, torch.channels_last
-    return t.dim() == 4 and t.stride() in [
-        torch.empty(t.shape, memory_format=f, device="meta").stride() for f in formats
-    ]
+    return t.stride() in [torch.empty(t.shape, memory_format=f, device="meta").stride() for f in formats(t)]
 
 
 def is_ambiguous(t: Tensor | None) -> bool:
     """Whether it is dense in channels_last, but not with the strides that a new tensor would have."""
-    dense = t is not None and t.dim() == 4 and t.is_contiguous(memory_format=torch.channels_last)
-    return dense and not has_a_layout(t)  # type: ignore[arg-type]
+    if t is None or t.dim() < 4:
+        return False
+    return t.is_contiguous(memory_format=formats(t)[-1]) and not has_a_layout(t)
 
 
 def duplicates(call: Call, tensors: list[Tensor | None]) -> bool:
@@ -211,6 +214,9 @@ def compare(call: Call, backends: list[str]) -> None:
         theirs, error = run(F, call, tensors, None), None
     except Exception as raised:
         theirs, error = None, raised
+    if error is not None and "INTERNAL ASSERT" in str(error):
+        agree_among_themselves(call, tensors, backends)
+        raise Skip("torch fails an assertion of its own")
     if error is not None:
         for backend in backends:
             refuses(call, tensors, backend, error)
@@ -313,5 +319,5 @@ def agrees(
         assert_accurate(o, t, r, f"{backend}, gradient {k}", terms.grads[k])
         leaf = tensors[leaves[k]]
         assert leaf is not None
-        if has_a_layout(leaf):
+        if leaf.dim() == 4 and has_a_layout(leaf):
             assert_same_layout(o, leaf)

@@ -35,4 +35,12 @@ PAST: list[tuple[Call, str]] = [
         ),
         "torch's antialiasing to one column is wrong in NCHW: channels_last is the judge",
     ),
+    (
+        Call("interpolate", ((1, 3, 2, 1),), {"mode": "bilinear", "size": 1}, "uint8"),
+        "torch fails an assertion of its own",
+    ),
+    (
+        Call("batch_norm", ((1, 2, 1, 1, 2), (2,), (2,), None, None, None), {}, forms=("reversed",)),
+        "strides that are both layouts', in five dimensions",
+    ),
 ]

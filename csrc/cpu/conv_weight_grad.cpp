@@ -343,7 +343,8 @@ void run(const ConvParams& p, const T* dy, const T* x, T* dw, void* memory, int 
   const Call<T, W> call = {t, a, order_of<A>(t, a), dy, x, dw};
 
   const int64_t chunks = div.row_chunks * div.column_chunks;
-  const int64_t work = div.blocks_per_split * kTileDepth<A> * div.row_chunk * div.column_chunk / 8;
+  const int64_t depth = imin(div.blocks_per_split * kPositions<W>, p.n * grid_size(a));
+  const int64_t work = depth * imin(div.row_chunk, div.rows) * imin(div.column_chunk, div.columns) / 8;
   if (div.blocks > 0)
     parallel_for(threads, div.splits * p.groups * chunks, work, [&](int64_t task, int slot) {
       const int64_t chunk = task % chunks, g = task / chunks % p.groups, split = task / chunks / p.groups;

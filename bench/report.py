@@ -261,7 +261,13 @@ def document() -> Iterator[str]:
             *host.table(read("cpu-host.jsonl")[1]),
         ],
         "On a CPU, in short": [*ON_A_CPU, "", *summary(cpu, on_cpu, by_dtype=True)],
-        "On a CPU: goals": [*GOALS_OF_THE_CPU, "", *goals.table(cpu_runs)],
+        "On a CPU: goals": [
+            *GOALS_OF_THE_CPU,
+            "",
+            *goals.table(cpu_runs),
+            "",
+            *goals.calls_and_models(read("cpu-host.jsonl")[1], read("cpu-models.jsonl")[1]),
+        ],
         "On a CPU, one thread, in short": summary(*one_thread, by_dtype=True),
         "On a CPU: models": [
             "Training step and inference in fp32, two threads, two images (SegNet and U-Net: one of 64²).",

@@ -147,8 +147,8 @@ GOALS = [
 
 
 HOST = (
-    "of 5.1 µs of an average pooling a look at the signature takes about 2.3 in Python, the result 1.0, pybind11 "
-    "and the kernel 0.8; with a graph, `Function.apply` takes 3.1 (cpu-host-parts.txt)"
+    "of 5.1 µs of an average pooling a look at the signature takes about 2.3 in Python, the result 1.0, "
+    "pybind11 and the kernel 0.8; with a graph, `Function.apply` takes 3.1 (cpu-host-parts.txt)"
 )
 
 

@@ -102,9 +102,10 @@ _RECORDER = "recorder"
 
 
 class Recording:
-    """What calls do instead of computing."""
+    """What calls do instead of computing; with a graph for autograd, or without."""
 
-    def __init__(self) -> None:
+    def __init__(self, graph: bool) -> None:
+        self.graph = graph
         self.launches: list[tuple[str, Any, tuple[Tensor | None, ...]]] = []  # raw ops, params, tensors
         self.made: list[Tensor] = []  # by layout.empty_like
         self.functions: list[tuple[Any, tuple[Any, ...], Any]] = []  # autograd's, arguments, results
@@ -121,15 +122,16 @@ recording = _recording.get
 
 
 @contextmanager
-def recorded() -> Iterator[Recording]:
+def recorded(graph: bool = True) -> Iterator[Recording]:
     """Within this context nothing is computed, on whatever tensors, but written down."""
-    begun = Recording()
-    tokens = _recording.set(begun), _forced.set(_RECORDER)
-    try:
+    begun, before = Recording(graph), (_recording.get(), _forced.get())
+    try:  # from the first change on: Ctrl-C may come after each
+        _recording.set(begun)
+        _forced.set(_RECORDER)
         yield begun
     finally:
-        _recording.reset(tokens[0])
-        _forced.reset(tokens[1])
+        _forced.set(before[1])
+        _recording.set(before[0])
 
 
 def is_forced() -> bool:

@@ -51,8 +51,9 @@ def call(function: type[torch.autograd.Function], *args: Any) -> Any:
         return function.dispatch(*args)  # type: ignore[attr-defined]  (see library.py)
     if _functorch_is_active():
         return function.apply(*args)
-    result = apply(function, *args) if is_differentiated(*args) else function.forward(*args)
     current = recording()
+    differentiated = is_differentiated(*args) and (current is None or current.graph)
+    result = apply(function, *args) if differentiated else function.forward(*args)
     if current is not None:
         current.functions.append((function, args, result))
     return result

@@ -20,7 +20,6 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.autograd.graph import saved_tensors_hooks
 from torch.compiler import is_compiling
 from torch.overrides import has_torch_function
 
@@ -124,17 +123,14 @@ def _applying(recording: Recording, arguments: Tensors, result: Any) -> Recipe |
 
 
 def _learn(function: Callable[..., Any], tensors: Tensors, args: tuple[Any, ...], options: Any) -> Any:
-    """What is known of a call after recording it: its recipe, _NEVER, or still _ONCE."""
+    """What is known of a call after recording it: its recipe, or _NEVER."""
     given = [t for t in tensors if t is not None]
     # Of one element: its strides do not tell a view that has to be negated.
     if len({id(t) for t in given}) < len(given) or any(t.numel() <= 1 for t in given):
         return _NEVER
-    try:
-        # Checkpoints and the like count what is saved, and are not to see this.
-        with saved_tensors_hooks(lambda t: t, lambda t: t), recorded() as recording:
-            result = function(*args, **options)
-    except RuntimeError:  # such hooks are forbidden just now
-        return _ONCE
+    # Without a graph: checkpoints and the like count what is saved, and are not to see this.
+    with recorded(graph=False) as recording:
+        result = function(*args, **options)
     differentiated = _grad_mode() and any(t.requires_grad for t in given)
     make = _applying if differentiated else _launching
     return make(recording, tensors, result) or _NEVER

@@ -293,10 +293,10 @@ def on_meta(line: Tally) -> None:
                     full.call(f, torch.empty(shape, dtype=torch.bfloat16, device="meta")) for f in (G, F)
                 )
                 assert ours.shape == theirs.shape and ours.stride() == theirs.stride()
-                with all_backends.recorded() as calls, torch.no_grad():
+                with all_backends.recorded() as recording, torch.no_grad():
                     full.call(G, sparse(math.prod(shape), torch.bfloat16).view(shape))
-                assert calls, "nothing was launched"
-                for op, params in calls:
+                assert recording.launches, "nothing was launched"
+                for op, params, _ in recording.launches:
                     sizes = params.in_, params.out if hasattr(params, "out") else params.in_
                     assert shape[2:] in [s[1:] for s in sizes], f"{op}: {params!r}"
 

@@ -111,8 +111,8 @@ FASTOPS_INLINE int64_t batch_norm_double_backward_workspace(const BatchNormParam
 // for bit as apply did; bias and residual are read for nothing else.
 // batch_norm_double_backward, p.relu unset: gradients of ⟨ddx, dx⟩ + ⟨ddw, dw⟩ + ⟨ddb, db⟩, the outputs of
 // backward, wrt its x, weight and dy; those whose pointer is not null. ddx, ddw, ddb may be null (zero); dy
-// may be null where gx and gw are; x in evaluation, where ddw is. gdy alone is also the derivative of y
-// along (ddx, ddw, ddb).
+// may be null where gx and gw are; x where ddw is and, in training, ddx. gdy alone is also the derivative of
+// y along (ddx, ddw, ddb).
 
 namespace cpu {
 template <Isa>

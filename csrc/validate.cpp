@@ -193,9 +193,9 @@ void backward_together(const BatchNormParams& p, const uintptr_t* given) {
 }
 void double_backward_together(const BatchNormParams& p, const uintptr_t* given) {
   if (p.relu) refuse("BatchNormParams.relu", "the double backward is of batch norm without it");
-  const bool ddw = given[6], gx = given[8], gw = given[9];
+  const bool ddx = given[5], ddw = given[6], gx = given[8], gw = given[9];
   if (norm_elements(p) == 0) return;
-  if (!given[3] && (p.training || ddw)) refuse_null("x");
+  if (!given[3] && ((p.training && ddx) || ddw)) refuse_null("x");
   if (!given[4] && (gx || gw)) refuse_null("dy");
 }
 
@@ -229,8 +229,8 @@ void validate_any_weighted(const InterpolateParams& p) {
   within("InterpolateParams.in_.d", p.in.d, 1, 1);
   within("InterpolateParams.out.d", p.out.d, 1, 1);
   // There are tables of each axis.
-  within("InterpolateParams.in_", p.in, 1, INT32_MAX);
-  within("InterpolateParams.out", p.out, 1, INT32_MAX);
+  within("InterpolateParams.in_", p.in, 1, UINT32_MAX);
+  within("InterpolateParams.out", p.out, 1, UINT32_MAX);
 }
 void validate_weighted(const InterpolateParams& p) {
   validate_any_weighted(p);

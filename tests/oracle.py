@@ -301,9 +301,12 @@ def interpolate(
         return adaptive_avg_pool2d(x, size)
     if recompute_scale_factor:
         scales = (None, None)
+    sizes = zip(x.shape[2:], pair(size), scales, strict=True)
+    # Along an axis whose size stays torch copies, whatever the factor.
+    copies = mode == "bilinear" or antialias
     rows, cols = (
-        taps(*axis, mode, bool(align_corners), antialias)
-        for axis in zip(x.shape[2:], pair(size), scales, strict=True)
+        taps(i, o, None if copies and i == o else scale, mode, bool(align_corners), antialias)
+        for i, o, scale in sizes
     )
     return rows @ x @ cols.T
 

@@ -139,6 +139,15 @@ def test_a_negated_view_is_negated() -> None:
         assert G.avg_pool2d(x, 1).item() == (-1 if x.is_neg() else 1)
 
 
+def test_what_memory_does_not_show() -> None:
+    """Negated views with any strides, and forward mode's zeros, which have no memory."""
+    x = torch.randn(1, 1, 6, 10)
+    for _ in range(3):
+        y = G.avg_pool2d(x, 2)
+    assert torch.equal(G.avg_pool2d(torch._neg_view(x), 2), -y)
+    assert not G.avg_pool2d(torch._efficientzerotensor((1, 1, 6, 10)), 2).any()
+
+
 def test_the_same_tensor_twice() -> None:
     """Where it was given twice nothing can be learnt: which of the two did the kernel read?"""
     one, two = torch.rand(3) + 1, torch.rand(3) + 1

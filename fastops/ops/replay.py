@@ -125,8 +125,7 @@ def _applying(recording: Recording, arguments: Tensors, result: Any) -> Recipe |
 def _learn(function: Callable[..., Any], tensors: Tensors, args: tuple[Any, ...], options: Any) -> Any:
     """What is known of a call after recording it: its recipe, or _NEVER."""
     given = [t for t in tensors if t is not None]
-    # Of one element: its strides do not tell a view that has to be negated.
-    if len({id(t) for t in given}) < len(given) or any(t.numel() <= 1 for t in given):
+    if len({id(t) for t in given}) < len(given):
         return _NEVER
     # Without a graph: checkpoints and the like count what is saved, and are not to see this.
     with recorded(graph=False) as recording:
@@ -165,7 +164,7 @@ def replayed(count: int, state: Callable[[Any], Any] | None = None) -> Callable[
                 for t in tensors:
                     if t is None:
                         signature.append(None)
-                    elif type(t) in PLAIN:
+                    elif type(t) in PLAIN and not t.is_neg() and not t._is_zerotensor():  # as memory has it
                         signature += t.shape, t.stride(), t.dtype, t.device, grads and t.requires_grad
                     else:
                         return function(*args, **options)

@@ -266,7 +266,9 @@ def document() -> Iterator[str]:
             "",
             *goals.table(cpu_runs),
             "",
-            *goals.calls_and_models(read("cpu-host.jsonl")[1], read("cpu-models.jsonl")[1]),
+            *goals.calls_and_models(
+                cpu_runs["one image"], read("cpu-host.jsonl")[1], read("cpu-models.jsonl")[1]
+            ),
         ],
         "On a CPU, one thread, in short": summary(*one_thread, by_dtype=True),
         "On a CPU: models": [

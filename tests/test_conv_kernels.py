@@ -531,9 +531,9 @@ def test_stem_is_chosen(dtype: torch.dtype, tf32: bool, channels_last: bool) -> 
 @backends
 def test_too_large(backend: str) -> None:
     """The kernels count along an axis in 32 bits, and say so where that is not enough."""
-    params = direct_conv_params(1, 1, (1, 1), torch.float32, False, padding=2**29)
+    spec, high = ConvSpec((1, 1), (2**30, 0), (1, 1), 1), 1 + 2**31
+    formats = layout.CONTIGUOUS, layout.CONTIGUOUS
+    params = conv_params(spec, (1, 1, 1, 1), (1, 1, 1, 1), (1, 1, high, 1), torch.float32, *formats)
     x = torch.zeros(1, device=device_of(backend))
-    with pytest.raises(
-        ValueError, match=r"beyond what the kernels count in 32 bits|more than 2\^48 elements"
-    ):
+    with pytest.raises(ValueError, match="beyond what the kernels count in 32 bits"):
         run("conv", params, x, x, None, x, backend=backend)

@@ -6,11 +6,11 @@ import contextlib
 
 import pytest
 
+from tests.cases import FUNCTIONS
 from tests.fuzz.call import Call
 from tests.fuzz.compare import check
 from tests.fuzz.past import PAST
 from tests.fuzz.runner import search
-from tests.fuzz.strategies import OPS
 from tests.reliability.tally import Skip
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -24,7 +24,7 @@ def test_past_failures(call: Call, reason: str, backend: str) -> None:
         pytest.skip(str(skip))
 
 
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", FUNCTIONS)
 def test_random_calls(op: str) -> None:
     def ask(call: Call) -> None:
         with contextlib.suppress(Skip):

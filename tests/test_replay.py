@@ -154,7 +154,9 @@ def test_the_same_tensor_twice() -> None:
     x = torch.randn(2, 3, 4, 4)
     for _ in range(3):
         G.batch_norm(x, one, one)
-    assert torch.equal(G.batch_norm(x, one, two), G.batch_norm(x, one.clone(), two.clone()))
+    with fastops.backend("cpu"):  # no recipe
+        expected = G.batch_norm(x, one, two)
+    assert torch.equal(G.batch_norm(x, one, two), expected)
 
 
 def test_running_statistics_are_marked_as_written() -> None:

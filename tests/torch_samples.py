@@ -22,21 +22,10 @@ from torch.testing._internal.common_modules import module_db
 
 import fastops
 import fastops.functional as G
+from tests.cases import FUNCTIONS
 from tests.tolerance import assert_accurate, assert_same_layout
 
-OPS = [
-    "conv2d",
-    "conv_transpose2d",
-    "avg_pool2d",
-    "max_pool2d",
-    "adaptive_avg_pool2d",
-    "adaptive_max_pool2d",
-    "max_unpool2d",
-    "batch_norm",
-    "interpolate",
-    "upsample_nearest",
-    "upsample_bilinear",
-]
+OPS = [*FUNCTIONS, "upsample_nearest", "upsample_bilinear"]
 INFOS = [
     o
     for o in op_db

@@ -13,6 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# The functions that are torch.nn.functional's too, and whose every argument is asked.
+FUNCTIONS = (
+    "conv2d",
+    "conv_transpose2d",
+    "avg_pool2d",
+    "max_pool2d",
+    "adaptive_avg_pool2d",
+    "adaptive_max_pool2d",
+    "max_unpool2d",
+    "batch_norm",
+    "interpolate",
+)
 Shape = tuple[int, ...]
 TORCH_VERSION = tuple(map(int, torch.__version__.split(".")[:2]))  # what older ones do not take is no case
 

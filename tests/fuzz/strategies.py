@@ -9,17 +9,6 @@ from hypothesis import strategies as st
 from tests.fuzz.call import FORMS, VALUES, Call
 
 Draw = Any
-OPS = (
-    "conv2d",
-    "conv_transpose2d",
-    "avg_pool2d",
-    "max_pool2d",
-    "adaptive_avg_pool2d",
-    "adaptive_max_pool2d",
-    "max_unpool2d",
-    "batch_norm",
-    "interpolate",
-)
 FLOATING = ("float32", "bfloat16", "float64", "float16")
 MODES = ("nearest", "nearest-exact", "bilinear", "bicubic", "area")
 

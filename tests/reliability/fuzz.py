@@ -23,11 +23,11 @@ from collections.abc import Callable, Iterator
 import torch
 
 from tests import interpreter
+from tests.cases import FUNCTIONS
 from tests.fuzz.call import Call
 from tests.fuzz.compare import check
 from tests.fuzz.past import PAST
 from tests.fuzz.runner import search
-from tests.fuzz.strategies import OPS
 from tests.reliability.backends import is_slow, runnable
 from tests.reliability.process import Died, messages
 from tests.reliability.tally import KEPT, Skip, Tally
@@ -38,7 +38,7 @@ BATCH = 250  # calls of one seed
 ASKED = "torch's values, gradients, layout, or error"
 LONGEST = 300  # seconds of one call
 PAST_LINE = "calls that failed once"
-LINES = (PAST_LINE, *OPS)
+LINES = (PAST_LINE, *FUNCTIONS)
 
 
 def count(backend: str, quick: bool) -> int:

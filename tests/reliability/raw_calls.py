@@ -72,8 +72,10 @@ def channels(name: str, field: str = "c", optional: bool = False) -> Operand:
 
 
 def indices(name: str, elements: Callable[[Fields], int], below: str, optional: bool = False) -> Operand:
-    kind = lambda f: INDEX_BYTES.get(f.get("positions", "i64"), 8)  # noqa: E731
-    return Operand(name, elements, kind, optional, lambda f: math.prod(f[below]))
+    def size(f: Fields) -> int:
+        return INDEX_BYTES.get(f.get("positions", "i64"), 8)
+
+    return Operand(name, elements, size, optional, lambda f: math.prod(f[below]))
 
 
 # ---- params --------------------------------------------------------------------------------------

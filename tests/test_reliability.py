@@ -13,7 +13,7 @@ import pytest
 
 from fastops import _C
 from tests.reliability import __main__ as frame
-from tests.reliability import raw_fuzz, report, sanitizers, suite
+from tests.reliability import raw_fuzz, report, suite, surface
 from tests.reliability.tally import Skip, Tally
 
 SECTION = "supply"  # any: its process is replaced
@@ -92,7 +92,7 @@ def test_pytest_is_counted(tmp_path: Path) -> None:
 
 
 def test_raw_calls_find_nothing() -> None:
-    tallies = list(sanitizers.raw_calls("as built", Path(_C.__file__), 2000, raw_fuzz.KINDS, 1))
+    tallies = list(surface.raw_calls("as built", Path(_C.__file__), 2000, raw_fuzz.KINDS, 1))
     assert [t.failures for t in tallies] == [[]] * 4 and sum(t.cases for t in tallies) == 2000
 
 
@@ -121,8 +121,8 @@ def test_a_call_that_kills_the_process_is_found(tmp_path: Path, monkeypatch: pyt
         "print(json.dumps({'counts': {'valid conv': calls}, 'failures': []}))\n"
     )
     script.chmod(0o755)
-    monkeypatch.setattr(sanitizers.sanitized.sys, "executable", str(script))
-    (tally,) = sanitizers.raw_calls("x", Path(_C.__file__), 100, ("valid",), 5)
+    monkeypatch.setattr(surface.sanitized.sys, "executable", str(script))
+    (tally,) = surface.raw_calls("x", Path(_C.__file__), 100, ("valid",), 5)
     assert tally.failed == 1 and tally.failures == ["seed 5, call 7: SIGABRT:"]
     assert tally.cases == 93
 

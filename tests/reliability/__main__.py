@@ -1,8 +1,9 @@
-"""Runs the sections, each in a process of its own, and writes what they found.
+"""Runs the sections, each in processes of its own, and writes what they found.
 
 A section is a module with ``run(quick) -> Iterator[Tally]``; its docstring's first paragraph stands above its
-table. Sections that name ``INTERPRETED = True`` run once more with Triton's interpreter, where a Triton is.
-A process that dies, or outlives its time, is a failure of its section, not the end of the scoreboard.
+table. One that names ``PARTS`` has a process for each, and ``run(quick, part)``; one that names
+``INTERPRETED`` runs once more with Triton's interpreter, where a Triton is. A process that dies, or outlives
+its time, is a failure of its section, not the end of the scoreboard.
 """
 
 from __future__ import annotations
@@ -15,45 +16,49 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from tests.reliability import report
+from tests.reliability import SECTIONS, report
 
 ROOT = Path(__file__).resolve().parents[2]
-SECTIONS = (
-    "samples",
-    "bad_input",
-    "fuzz",
-    "numerics",
-    "determinism",
-    "concurrency",
-    "large",
-    "sanitizers",
-    "supply",
-)
+INTERPRETER = "interpreter"
 LONGEST = {True: 900, False: 6 * 3600}  # seconds of one process, quick or not
 
 
-def child(section: str, quick: bool, out: str) -> None:
+def processes(section: str) -> Iterator[str]:
+    """Names of the processes of a section: its parts, "" if it has none, or the interpreter's."""
+    module = importlib.import_module(f"tests.reliability.{section}")
+    yield from getattr(module, "PARTS", ("",))
+    if getattr(module, "INTERPRETED", False) and importlib.util.find_spec("triton") is not None:
+        yield INTERPRETER
+
+
+def child(section: str, process: str, quick: bool, out: Path) -> None:
     """In the process of its own: one line of JSON per tally, as they come."""
-    with open(out, "a") as file:
-        for tally in importlib.import_module(f"tests.reliability.{section}").run(quick):
+    module = importlib.import_module(f"tests.reliability.{section}")
+    arguments = (quick, process) if hasattr(module, "PARTS") else (quick,)
+    with out.open("a") as file:
+        for tally in module.run(*arguments):
             file.write(json.dumps(tally.record()) + "\n")
             file.flush()
 
 
-def run(section: str, quick: bool, interpreted: bool) -> dict[str, Any]:
+def run(section: str, process: str, quick: bool) -> dict[str, Any]:
     """One process; what is returned is a line of docs/reliability.jsonl."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    if interpreted:
+    if process == INTERPRETER:
         environment["TRITON_INTERPRET"] = "1"
     mode = ["--quick"] if quick else []
     begin = time.monotonic()
     with tempfile.NamedTemporaryFile("r", suffix=".jsonl") as out:
-        command = [sys.executable, "-m", "tests.reliability", *mode, "--child", section, "--out", out.name]
+        which = ["--child", f"{section}:{process}", "--out", out.name]
+        command = [sys.executable, "-m", "tests.reliability", *mode, *which]
         try:
             done = subprocess.run(
                 command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, timeout=LONGEST[quick]
@@ -64,7 +69,7 @@ def run(section: str, quick: bool, interpreted: bool) -> dict[str, Any]:
         tallies = [json.loads(line) for line in out]
     return {
         "section": section,
-        "process": "interpreter" if interpreted else "",
+        "process": process,
         "quick": quick,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "seconds": round(time.monotonic() - begin),
@@ -73,27 +78,46 @@ def run(section: str, quick: bool, interpreted: bool) -> dict[str, Any]:
     }
 
 
+def chosen(names: list[str]) -> list[tuple[str, str]]:
+    """Sections and processes of ``section`` or ``section:process``."""
+    found = []
+    for section, _, process in (name.partition(":") for name in names):
+        if section not in SECTIONS:
+            raise SystemExit(f"no section {section}: {', '.join(SECTIONS)}")
+        there = [one for one in processes(section) if process in ("", one)]
+        if not there:
+            raise SystemExit(f"no {section}:{process}: {', '.join(processes(section))}")
+        found += [(section, one) for one in there]
+    return found
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.reliability", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a few cases of each kind: for every commit")
-    parser.add_argument("--only", nargs="+", metavar="SECTION", choices=SECTIONS, default=SECTIONS)
+    parser.add_argument("--only", nargs="+", metavar="SECTION[:PROCESS]", default=list(SECTIONS))
+    parser.add_argument("--jobs", type=int, default=1, help="processes at a time, which begin in this order")
     parser.add_argument("--out", type=Path, default=report.DATA, help="where the records are kept")
-    parser.add_argument("--child", choices=SECTIONS, help=argparse.SUPPRESS)
+    parser.add_argument("--child", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
-        child(arguments.child, arguments.quick, arguments.out)
+        child(*arguments.child.split(":"), arguments.quick, arguments.out)
         return 0
-    triton = importlib.util.find_spec("triton") is not None
-    runs = []
-    for section in arguments.only:
-        module = importlib.import_module(f"tests.reliability.{section}")
-        for interpreted in (False, True) if triton and getattr(module, "INTERPRETED", False) else (False,):
-            runs.append({**run(section, arguments.quick, interpreted), **report.machine()})
-            print(report.summary(runs[-1]), flush=True)
-    report.keep(arguments.out, runs)
+    lock = threading.Lock()
+    machine = report.machine()
+
+    def one(which: tuple[str, str]) -> bool:
+        """Runs, keeps and tells one; whether nothing failed."""
+        record = {**run(*which, arguments.quick), **machine}
+        with lock:
+            print(report.summary(record), flush=True)
+            report.keep(arguments.out, record)
+        return not record["ended"] and not any(t.get("failed") for t in record["tallies"])
+
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        passed = list(pool.map(one, chosen(arguments.only)))
     if arguments.out == report.DATA:
         report.PAGE.write_text(report.page(report.read(report.DATA)))
-    return int(any(r["ended"] or any(t.get("failed") for t in r["tallies"]) for r in runs))
+    return int(not all(passed))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.machine import describe
+from tests.reliability import SECTIONS
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT / "docs" / "reliability.jsonl"
@@ -31,12 +32,17 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def keep(path: Path, runs: list[dict[str, Any]]) -> None:
-    """Replaces the records of the sections that have run; of a section, the last run stays."""
-    ran = {r["section"] for r in runs}
-    kept = [r for r in read(path) if r["section"] not in ran]
+def keep(path: Path, run: dict[str, Any]) -> None:
+    """Replaces the record of that process of that section, or adds it; in the order of the sections."""
+
+    def which(record: dict[str, Any]) -> tuple[str, str]:
+        return record["section"], record["process"]
+
+    records = [run if which(r) == which(run) else r for r in read(path)]
+    records += [run] * (run not in records)
+    records.sort(key=lambda r: SECTIONS.index(r["section"]))
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(r) + "\n" for r in [*kept, *runs]))
+    path.write_text("".join(json.dumps(r) + "\n" for r in records))
 
 
 def total(run: dict[str, Any], key: str) -> int:

@@ -8,6 +8,7 @@ Built beside the ordinary module, which stays as it is, and put in its place in 
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -24,6 +25,8 @@ MODES = {
     "thread": ("thread", ("libtsan.so", "libstdc++.so")),
 }
 
+FINDS = {"address": "address and undefined behaviour", "thread": "races between threads"}
+
 
 def build(mode: str) -> Path:
     """The module, up to date; some minutes if it is new."""
@@ -36,7 +39,10 @@ def build(mode: str) -> Path:
     }
     place = ["--build-temp", folder / "temp", "--build-lib", folder]
     command = [sys.executable, "setup.py", "-q", "build_ext", *map(str, place)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two sections may want it
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"the {mode} build fails:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
     (found,) = (folder / "fastops").glob(f"_C.{sys.implementation.cache_tag}*.so")

@@ -1,0 +1,80 @@
+"""Arguments that nobody should give: raw calls of `fastops._C`, below all of Python's checks. A case is one.
+
+*valid*: params and memory as the launcher's contract has them, with guards around each tensor; *hostile*:
+some fields, addresses or thread counts are something else; what is surely forbidden must raise ValueError.
+*blind*: every field arbitrary, no memory; *surface*: any function with any arguments. A crash, a hang, a byte
+written beside a tensor, and an error of another kind are failures. The goal is none.
+
+The long form repeats some with the module under sanitizers, where each tensor is an allocation of its own. A
+wrong address that is not null cannot be recognised: none is tried. No fuzzer guided by coverage: the kernels
+are built by GCC, calls are made by a generator that knows the params.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from fastops import _C
+from tests.reliability import raw_fuzz, sanitized, suite
+from tests.reliability.tally import KEPT, Tally
+
+ROOT = Path(__file__).resolve().parents[2]
+BATCH = 20_000  # raw calls of a process
+
+
+def raw_calls(
+    what: str, module: Path, calls: int, kinds: tuple[str, ...], seed: int, mode: str = "", *more: str
+) -> Iterator[Tally]:
+    """Raw calls of a build, in processes of BATCH calls; a tally per kind."""
+    asked, note = sanitized.FINDS.get(mode, "raises or succeeds"), f"seed {seed}"
+    tallies = {kind: Tally(f"raw calls, {kind}", asked, what, note=note) for kind in kinds}
+    environment = sanitized.environment(mode) if mode else dict(os.environ)
+    start = 0
+    while start < calls:
+        count = min(BATCH, calls - start)
+        with tempfile.NamedTemporaryFile("r") as at:
+            arguments = ["-m", "tests.reliability.raw_fuzz", "--module", module, "--kinds", *kinds, *more]
+            arguments += ["--calls", count, "--start", start, "--seed", seed, "--at", at.name]
+            command = sanitized.command(mode, *map(str, arguments))
+            done = subprocess.run(
+                command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+            )
+            reached = int(at.read() or start)
+        if done.returncode == 0:
+            found = json.loads(done.stdout.splitlines()[-1])
+            for name, number in found["counts"].items():
+                kind, op = name.split(" ", 1)
+                tallies[kind].cases += number
+                tallies[kind].failed += number if op == "failed" else 0
+            for failure in found["failures"]:
+                tally = tallies[failure.split(",")[0]]
+                tally.failures += [failure] * (len(tally.failures) < KEPT)
+            start += count
+            continue
+        # It died: the calls before that one are lost to the count, those after it are tried.
+        how = "hangs" if done.returncode == -signal.SIGALRM else suite.how_it_died(done)
+        suite.note(tallies[kinds[reached % len(kinds)]], f"seed {seed}, call {reached}: {how}")
+        if sum(t.failed for t in tallies.values()) > 10 * KEPT:
+            break
+        start = reached + 1
+    yield from tallies.values()
+
+
+def run(quick: bool) -> Iterator[Tally]:
+    seed = 0 if quick else random.SystemRandom().randrange(1 << 30)
+    module = Path(_C.__file__)
+    yield from raw_calls("as built", module, 20_000 if quick else 1_000_000, raw_fuzz.KINDS, seed)
+    if quick:
+        return
+    for mode in sanitized.MODES:
+        module = sanitized.build(mode)
+        kinds = raw_fuzz.KINDS if mode == "address" else ("valid",)
+        more = ("--exact",) if mode == "address" else ("--threads", "2", "3", "5")
+        yield from raw_calls("cpu", module, 100_000, kinds, seed, mode, *more)

@@ -256,7 +256,7 @@ def large_inputs() -> dict[str, Callable[[Any], tuple[Callable[[], Any], list[Te
             running: list[Tensor] = []
             arguments: list[Any] = tensors
             if op == "batch_norm":
-                running = [torch.zeros(16), torch.ones(16)]
+                running = [torch.full((16,), 0.5), torch.full((16,), 2.0)]
                 arguments = [tensors[0], *running, *tensors[1:]]
             if op == "max_unpool2d":
                 plane = torch.arange(tensors[0][0, 0].numel()).view(tensors[0].shape[2:]) * 2
@@ -307,10 +307,14 @@ def out_of_memory(quick: bool) -> None:
         torch_type = type(failure_of(of_torch, MEGABYTE))
         call, untouched = make(G)
         before = [t.detach().clone() for t in untouched]
-        call()  # (which updates running statistics)
         expected = call()
-        for t, b in zip(untouched, before, strict=True):
-            t.detach().copy_(b)
+        after = [t.detach().clone() for t in untouched]  # all as before, but for running statistics
+
+        def restore(tensors: list[Tensor] = untouched, to: list[Tensor] = before) -> None:
+            for t, b in zip(tensors, to, strict=True):
+                t.detach().copy_(b)
+
+        restore()
         failed = 0
         for step in range(1000):
             more = MEGABYTE // 2 + step * (MEGABYTE * 4 if quick else MEGABYTE // 2)
@@ -321,12 +325,10 @@ def out_of_memory(quick: bool) -> None:
             with told(f"{op}, {more / MEGABYTE:.3g} MiB more"):
                 assert type(error) is torch_type, f"torch raises {torch_type.__name__}, this {error!r}"
                 # The statistics are new where the forward had its memory, and the backward had not.
-                changed = [not same_bits(t.detach(), b) for t, b in zip(untouched, before, strict=True)]
-                assert not any(changed[: len(changed) - (2 if op == "batch_norm" else 0)]), "inputs changed"
-                assert len(set(changed[-2:])) == 1 or op != "batch_norm", "half of the statistics changed"
+                found = [t.detach() for t in untouched]
+                assert any(all(map(same_bits, found, whole)) for whole in (before, after)), "inputs changed"
                 assert all(t.grad is None for t in untouched), "gradients were written"
-            for t, b in zip(untouched, before, strict=True):
-                t.detach().copy_(b)
+            restore()
         with told(f"{op}, with memory again"):
             assert failed and error is None, f"{failed} failures, then {error!r}"
             assert all(map(same_bits, call(), expected)), "other bits"

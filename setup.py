@@ -6,6 +6,7 @@ Environment:
   CUDA_HOME              the toolkit (default: where the nvcc on PATH says that it lives)
   MAX_JOBS               parallel compilations (default: ninja's)
   FASTOPS_WERROR=1       warnings are errors
+  FASTOPS_BASELINE=1     CPU kernels without AVX2 and AVX-512, as on other processors
   FASTOPS_SANITIZE       e.g. "address,undefined": for debugging
 """
 
@@ -25,7 +26,7 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 CSRC = ROOT / "csrc"
-X86 = platform.machine().lower() in ("x86_64", "amd64")
+X86 = platform.machine().lower() in ("x86_64", "amd64") and os.environ.get("FASTOPS_BASELINE") != "1"
 
 # Flags of each instruction set of csrc/isa.h. Every file in csrc/cpu/ is compiled once per set.
 ISAS = {"Baseline": []}

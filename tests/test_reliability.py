@@ -13,7 +13,7 @@ import pytest
 
 from fastops import _C
 from tests.reliability import __main__ as frame
-from tests.reliability import raw_fuzz, report, suite, surface
+from tests.reliability import guided, raw_fuzz, report, suite, surface
 from tests.reliability.tally import Skip, Tally
 
 SECTION = "supply"  # any: its process is replaced
@@ -125,6 +125,14 @@ def test_a_call_that_kills_the_process_is_found(tmp_path: Path, monkeypatch: pyt
     (tally,) = surface.raw_calls("x", Path(_C.__file__), 100, ("valid",), 5)
     assert tally.failed == 1 and tally.failures == ["seed 5, call 7: SIGABRT:"]
     assert tally.cases == 93
+
+
+@pytest.mark.parametrize("data", [b"", b"\x01", bytes(600), b"\xff" * 600, random.Random(1).randbytes(600)])
+def test_any_bytes_are_a_call(data: bytes) -> None:
+    """Coverage leads to inputs of any length: none may make the generator go on for ever."""
+    caller = raw_fuzz.Caller(_C, exact=False, threads=(1,))
+    for kind in range(len(raw_fuzz.KINDS)):
+        assert guided.call(caller, bytes([kind]) + data) == guided.call(caller, bytes([kind]) + data)
 
 
 def test_json_of_a_tally_is_plain() -> None:

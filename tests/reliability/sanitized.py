@@ -29,14 +29,14 @@ FINDS = {"address": "address and undefined behaviour", "thread": "races between 
 
 
 def build(mode: str) -> Path:
-    """The module, up to date; some minutes if it is new."""
-    folder = BUILD / mode
-    environment = {
-        **os.environ,
-        "FASTOPS_CUDA": "0",
-        "FASTOPS_SANITIZE": MODES[mode][0],
-        "CXXFLAGS": "-O1 -fno-sanitize-recover=all",
-    }
+    """The module of a mode, up to date; some minutes if it is new."""
+    return compiled(mode, FASTOPS_SANITIZE=MODES[mode][0], CXXFLAGS="-O1 -fno-sanitize-recover=all")
+
+
+def compiled(name: str, **settings: str) -> Path:
+    """The module as setup.py makes it with these variables, in a folder of its own."""
+    folder = BUILD / name
+    environment = {**os.environ, "FASTOPS_CUDA": "0", **settings}
     place = ["--build-temp", folder / "temp", "--build-lib", folder]
     command = [sys.executable, "setup.py", "-q", "build_ext", *map(str, place)]
     folder.mkdir(parents=True, exist_ok=True)
@@ -44,7 +44,7 @@ def build(mode: str) -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)  # two sections may want it
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise RuntimeError(f"the {mode} build fails:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+        raise RuntimeError(f"the {name} build fails:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
     (found,) = (folder / "fastops").glob(f"_C.{sys.implementation.cache_tag}*.so")
     return found
 
@@ -55,9 +55,10 @@ def environment(mode: str) -> dict[str, str]:
     return {
         **os.environ,
         "LD_PRELOAD": " ".join(libraries),
-        "ASAN_OPTIONS": "detect_leaks=0:verify_asan_link_order=0",
+        # Tensors of 2⁶⁰ bytes are for torch to refuse.
+        "ASAN_OPTIONS": "detect_leaks=0:verify_asan_link_order=0:allocator_may_return_null=1",
         "UBSAN_OPTIONS": "print_stacktrace=1",
-        "TSAN_OPTIONS": "halt_on_error=1:second_deadlock_stack=1",
+        "TSAN_OPTIONS": "halt_on_error=1:second_deadlock_stack=1:allocator_may_return_null=1",
         "PYTHONMALLOC": "malloc",
         "OMP_NUM_THREADS": "1",
     }

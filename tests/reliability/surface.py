@@ -5,25 +5,29 @@ some fields, addresses or thread counts are something else; what is surely forbi
 *blind*: every field arbitrary, no memory; *surface*: any function with any arguments. A crash, a hang, a byte
 written beside a tensor, and an error of another kind are failures. The goal is none.
 
-The long form repeats some with the module under sanitizers, where each tensor is an allocation of its own. A
-wrong address that is not null cannot be recognised: none is tried. No fuzzer guided by coverage: the kernels
-are built by GCC, calls are made by a generator that knows the params.
+The long form repeats some with the module under sanitizers, where each tensor is an allocation of its own,
+and lets coverage lead to others (libFuzzer in atheris; the module compiled by clang). A wrong address that is
+not null cannot be recognised: none is tried.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import random
+import re
+import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from fastops import _C
 from tests.reliability import raw_fuzz, sanitized, suite
-from tests.reliability.tally import KEPT, Tally
+from tests.reliability.tally import KEPT, Skip, Tally
 
 ROOT = Path(__file__).resolve().parents[2]
 BATCH = 20_000  # raw calls of a process
@@ -67,6 +71,50 @@ def raw_calls(
     yield from tallies.values()
 
 
+def with_counters() -> Path:
+    """The module with counters; raises Skip where clang or atheris is missing."""
+    compilers = [f"clang++{version}" for version in ("", *(f"-{n}" for n in range(22, 13, -1)))]
+    compiler = next(filter(shutil.which, compilers), None)
+    if compiler is None or importlib.util.find_spec("atheris") is None:
+        raise Skip("clang or atheris is not installed")
+    return sanitized.compiled(
+        "guided",
+        CXX=compiler,
+        FASTOPS_BASELINE="1",  # a third of the time; plans and checks are the same for all
+        FASTOPS_SANITIZE="address,undefined,fuzzer-no-link",
+        CXXFLAGS="-O1 -fsanitize-trap=undefined -fno-sanitize=vptr,function",
+    )
+
+
+def led_by_coverage(runs: int, seed: int) -> Tally:
+    """That many calls in one process, which the first failure ends."""
+    line = Tally("raw calls led by coverage", sanitized.FINDS["address"], "cpu")
+    with line.case("the process"):
+        module = with_counters()
+        atheris = importlib.util.find_spec("atheris")
+        assert atheris is not None and atheris.origin is not None
+        environment = {
+            **os.environ,
+            "LD_PRELOAD": str(Path(atheris.origin).parents[1] / "asan_with_fuzzer.so"),
+            "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1",
+            "PYTHONMALLOC": "malloc",
+        }
+        with tempfile.TemporaryDirectory() as found:
+            options = [f"-runs={runs}", f"-seed={seed + 1}", f"-artifact_prefix={found}/"]
+            command = [sys.executable, "-m", "tests.reliability.guided", "--module", str(module), *options]
+            done = subprocess.run(
+                command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+            )
+            inputs = [p.read_bytes().hex() for p in Path(found).iterdir()]
+        assert done.returncode == 0, f"{suite.how_it_died(done)}; input {inputs}"
+        last = re.findall(r"#(\d+)\s+DONE\s+cov: (\d+) ft: \d+ corp: (\d+)", done.stderr)
+        assert last, done.stderr[-300:]
+        made, edges, kept = map(int, last[-1])
+        line.cases += made - 1  # the process is one
+        line.note = f"seed {seed + 1}, {edges:,} edges reached by {kept:,} inputs"
+    return line
+
+
 def run(quick: bool) -> Iterator[Tally]:
     seed = 0 if quick else random.SystemRandom().randrange(1 << 30)
     module = Path(_C.__file__)
@@ -78,3 +126,4 @@ def run(quick: bool) -> Iterator[Tally]:
         kinds = raw_fuzz.KINDS if mode == "address" else ("valid",)
         more = ("--exact",) if mode == "address" else ("--threads", "2", "3", "5")
         yield from raw_calls("cpu", module, 100_000, kinds, seed, mode, *more)
+    yield led_by_coverage(100_000, seed)

@@ -1,0 +1,63 @@
+"""Raw calls that are led by coverage: ``python -m tests.reliability.guided --module _C*.so -runs=20000``.
+
+The calls are those of tests/reliability/raw_fuzz.py. What is random there are bytes here, which libFuzzer (in
+atheris) changes so as to reach branches of the kernels, their plans and their checks that no earlier input
+reached. The module is compiled by clang with counters at its branches and with its address and
+undefined-behaviour sanitizers; the latter end the process by an illegal instruction. What libFuzzer does not
+end by itself, a call that did what it must not, is an exception. (Nothing here may import the package: its
+module would be the one that is called.)
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from pathlib import Path
+
+from tests.reliability import raw_fuzz
+
+LIMITS = ("-max_len=512", "-rss_limit_mb=0", f"-timeout={raw_fuzz.HANGS}", "-len_control=0")
+
+
+class FromBytes(random.Random):
+    """The generator whose bits an input is; zeros beyond its end, with which every call comes to be made."""
+
+    def __new__(cls, data: bytes) -> FromBytes:
+        return super().__new__(cls)
+
+    def __init__(self, data: bytes) -> None:
+        self.data, self.at = data, 0
+
+    def getrandbits(self, k: int) -> int:
+        size = (k + 7) // 8
+        taken = self.data[self.at : self.at + size]
+        self.at += size
+        return int.from_bytes(taken, "little") & ((1 << k) - 1)
+
+    def random(self) -> float:
+        return self.getrandbits(16) / (1 << 16)
+
+
+def call(caller: raw_fuzz.Caller, data: bytes) -> str:
+    """The call that an input is: the first byte is its kind. What it was is returned."""
+    r = FromBytes(data)
+    return getattr(caller, r.choice(raw_fuzz.KINDS))(r)
+
+
+def main() -> None:
+    import atheris
+
+    module = raw_fuzz.load(Path(sys.argv[sys.argv.index("--module") + 1]))
+    module.set_min_work_per_thread(1)
+    caller = raw_fuzz.Caller(module, exact=True, threads=(1, 1, 2, 3))
+
+    def one(data: bytes) -> None:  # whatever else it returned would count as an input that is no good
+        call(caller, data)
+
+    options = [a for a in sys.argv if a.startswith("-") and a != "--module"]
+    atheris.Setup([sys.argv[0], *LIMITS, *options], one)
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()

@@ -64,7 +64,7 @@ def on_the_cpu(mode: str, quick: bool) -> Tally:
     ignored = [f"--ignore=tests/test_{name}.py" for name in ELSEWHERE]
     chosen = ["tests", "-k", "not cuda-emulated and not costs_nothing", *ignored]
     # What the tool says is on the process's own stderr; the last test is the one that it said it of.
-    chosen += ["--capture=sys", "-v"]
+    chosen += ["--capture=sys", "-vv"]
     command = sanitized.command(mode, "-m", "tests.reliability.sanitized", mode, *chosen)
     return suite.run(tally, command, ROOT, environment)
 

@@ -170,7 +170,7 @@ def sanitized_environment() -> dict[str, str]:
         **os.environ,
         "FASTOPS_SIMT": "asan",
         "LD_PRELOAD": " ".join(libraries("libasan.so", "libubsan.so", "libstdc++.so")),
-        "ASAN_OPTIONS": "detect_leaks=0",
+        "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1",
         "UBSAN_OPTIONS": "print_stacktrace=1",
         "PYTHONMALLOC": "malloc",
     }

@@ -58,7 +58,7 @@ def build_wheel(
     """A wheel without CUDA kernels from an sdist, and what its build printed."""
     folder.mkdir(parents=True, exist_ok=True)
     pip = [python, "-m", "pip", "wheel", "-v", "--no-deps", *options, "-w", folder, source]
-    done = run(*pip, cwd=folder, FASTOPS_CUDA="0", **environment)
+    done = run(*pip, cwd=folder, **{"FASTOPS_CUDA": "0", **environment})
     (path,) = folder.glob("fastops-*.whl")
     return path, done.stdout + done.stderr
 

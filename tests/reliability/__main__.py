@@ -1,9 +1,9 @@
 """Runs the sections, each in processes of its own, and writes what they found.
 
 A section is a module with ``run(quick) -> Iterator[Tally]``; its docstring's first paragraph stands above its
-table. One that names ``PARTS`` has a process for each, and ``run(quick, part)``; one that names
-``INTERPRETED`` runs once more with Triton's interpreter, where a Triton is. A process that dies, or outlives
-its time, is a failure of its section, not the end of the scoreboard.
+table. One that names ``PARTS`` has a process for each, and ``run(quick, part)``, where ``QUICK`` are those of
+the quick form; one that names ``INTERPRETED`` runs once more with Triton's interpreter, where a Triton is. A
+process that dies, or outlives its time, is a failure of its section, not the end of the scoreboard.
 """
 
 from __future__ import annotations
@@ -31,10 +31,11 @@ INTERPRETER = "interpreter"
 LONGEST = {True: 900, False: 6 * 3600}  # seconds of one process, quick or not
 
 
-def processes(section: str) -> Iterator[str]:
+def processes(section: str, quick: bool) -> Iterator[str]:
     """Names of the processes of a section: its parts, "" if it has none, or the interpreter's."""
     module = importlib.import_module(f"tests.reliability.{section}")
-    yield from getattr(module, "PARTS", ("",))
+    parts = getattr(module, "PARTS", ("",))
+    yield from getattr(module, "QUICK", parts) if quick else parts
     if getattr(module, "INTERPRETED", False) and importlib.util.find_spec("triton") is not None:
         yield INTERPRETER
 
@@ -78,15 +79,15 @@ def run(section: str, process: str, quick: bool) -> dict[str, Any]:
     }
 
 
-def chosen(names: list[str]) -> list[tuple[str, str]]:
+def chosen(names: list[str], quick: bool) -> list[tuple[str, str]]:
     """Sections and processes of ``section`` or ``section:process``."""
     found = []
     for section, _, process in (name.partition(":") for name in names):
         if section not in SECTIONS:
             raise SystemExit(f"no section {section}: {', '.join(SECTIONS)}")
-        there = [one for one in processes(section) if process in ("", one)]
+        there = [one for one in processes(section, quick) if process in ("", one)]
         if not there:
-            raise SystemExit(f"no {section}:{process}: {', '.join(processes(section))}")
+            raise SystemExit(f"no {section}:{process}: {', '.join(processes(section, quick))}")
         found += [(section, one) for one in there]
     return found
 
@@ -114,7 +115,7 @@ def main() -> int:
         return not record["ended"] and not any(t.get("failed") for t in record["tallies"])
 
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        passed = list(pool.map(one, chosen(arguments.only)))
+        passed = list(pool.map(one, chosen(arguments.only, arguments.quick)))
     if arguments.out == report.DATA:
         report.PAGE.write_text(report.page(report.read(report.DATA)))
     return int(not all(passed))

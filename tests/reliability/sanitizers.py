@@ -27,7 +27,8 @@ REPORTS = ROOT / "build" / "simt-reports"
 # ask how long something takes.)
 ELSEWHERE = ("install", "build", "doctor", "distributed", "reliability", "bench")
 EMULATED = {"asan": sanitized.FINDS["address"], "race": "races between threads, blocks and copies"}
-PARTS = (*(f"cpu, {mode}" for mode in sanitized.MODES), *(f"emulation, {mode}" for mode in EMULATED))
+QUICK = tuple(f"emulation, {mode}" for mode in EMULATED)
+PARTS = (*(f"cpu, {mode}" for mode in sanitized.MODES), *QUICK)
 
 
 def reported(tally: Tally, mode: str) -> Tally | None:
@@ -55,11 +56,8 @@ def emulated(mode: str, quick: bool) -> Tally:
     return suite.run(tally, [sys.executable, "-m", "tests.simt", mode, *some, "-k", simt.NAME], ROOT)
 
 
-def on_the_cpu(mode: str, quick: bool) -> Tally:
+def on_the_cpu(mode: str) -> Tally:
     tally = Tally("suite", sanitized.FINDS[mode], "cpu")
-    if quick:
-        tally.skipped, tally.reasons = 1, {"in the long form: the module is built anew": 1}
-        return tally
     environment = {**sanitized.environment(mode), "FASTOPS_SANITIZED": str(sanitized.build(mode))}
     ignored = [f"--ignore=tests/test_{name}.py" for name in ELSEWHERE]
     chosen = ["tests", "-k", "not cuda-emulated and not costs_nothing", *ignored]
@@ -71,4 +69,4 @@ def on_the_cpu(mode: str, quick: bool) -> Tally:
 
 def run(quick: bool, part: str) -> Iterator[Tally]:
     where, mode = part.split(", ")
-    yield on_the_cpu(mode, quick) if where == "cpu" else emulated(mode, quick)
+    yield on_the_cpu(mode) if where == "cpu" else emulated(mode, quick)

@@ -32,6 +32,9 @@ from tests.reliability import suite
 from tests.reliability.tally import Skip, Tally
 
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
+TREE, BYTES = "tree", "reproducible"
+PARTS = (TREE, BYTES, *(f"Python {version}" for version in PYTHONS))
+QUICK = (TREE,)
 ENVIRONMENTS = ROOT / "build" / "supply"  # kept: torch is large
 EPOCH = "1700000000"  # any; the time stamps in a wheel
 # What is tried with each torch.
@@ -161,17 +164,8 @@ def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def run(quick: bool) -> Iterator[Tally]:
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        yield from in_the_tree(folder)
-        yield workflows()
-        if not quick:
-            yield from from_the_sdist(folder)
-
-
-def from_the_sdist(folder: Path) -> Iterator[Tally]:
-    (archive,) = folder.glob("fastops-*.tar.gz")
+def reproducible(folder: Path) -> Tally:
+    archive = packaging.build_sdist(folder)
     tally = Tally("wheel", "the same bytes from two folders")
     with tally.case("two isolated builds"):
         wheels = []
@@ -180,24 +174,39 @@ def from_the_sdist(folder: Path) -> Iterator[Tally]:
             source = packaging.unpack(archive, folder / place)
             wheels.append(packaging.build_wheel(source, folder / place / "out", SOURCE_DATE_EPOCH=EPOCH)[0])
         assert digest(wheels[0]) == digest(wheels[1]), "the wheels differ"
-    yield tally
+    return tally
+
+
+def installed(version: str, folder: Path) -> Iterator[Tally]:
+    """From the sdist and from a wheel, with the oldest torch on the oldest Python."""
+    archive = packaging.build_sdist(folder)
     oldest, newest = torch_ends()
-    for version in PYTHONS:
-        torch = oldest if version == PYTHONS[0] else newest
-        tally = Tally(f"Python {version}", "installs, imports, agrees with torch", note=f"torch {torch}")
-        with tally.case("from the sdist"):
-            python = environment(version, torch)
-            install(python, archive)
-            smoke(python, folder)
-        with tally.case("from a wheel"):
-            python = environment(version, torch)
-            place = folder / f"wheel-{version}"
-            wheel, _ = packaging.build_wheel(archive, place, python=python, **FAST)
-            packaging.check_wheel(wheel)
-            assert packaging.paths_in(wheel) == []
-            install(python, wheel)
-            smoke(python, folder)
-        yield tally
-        if version in (PYTHONS[0], PYTHONS[-1]) and not tally.failed and not tally.skipped:
-            tally = Tally("suite, quick part", "passes", "cpu", note=f"torch {torch}, Python {version}")
-            yield run_suite(python, folder, tally)
+    torch = oldest if version == PYTHONS[0] else newest
+    tally = Tally(f"Python {version}", "installs, imports, agrees with torch", note=f"torch {torch}")
+    with tally.case("from the sdist"):
+        python = environment(version, torch)
+        install(python, archive)
+        smoke(python, folder)
+    with tally.case("from a wheel"):
+        python = environment(version, torch)
+        wheel, _ = packaging.build_wheel(archive, folder / "wheel", python=python, **FAST)
+        packaging.check_wheel(wheel)
+        assert packaging.paths_in(wheel) == []
+        install(python, wheel)
+        smoke(python, folder)
+    yield tally
+    if version in (PYTHONS[0], PYTHONS[-1]) and not tally.failed and not tally.skipped:
+        tally = Tally("suite, quick part", "passes", "cpu", note=f"torch {torch}, Python {version}")
+        yield run_suite(python, folder, tally)
+
+
+def run(quick: bool, part: str) -> Iterator[Tally]:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if part == TREE:
+            yield from in_the_tree(folder)
+            yield workflows()
+        elif part == BYTES:
+            yield reproducible(folder)
+        else:
+            yield from installed(part.removeprefix("Python "), folder)

@@ -45,10 +45,11 @@ def nonzeros(large: Tensor) -> int:
     return sum(int(part.count_nonzero()) for part in large.permute(order).reshape(-1).split(2**26))
 
 
-def random(*shape: int, seed: int = 0) -> Tensor:
-    """Between 1 and 2, exact in bf16."""
+def random(*shape: int, seed: int = 0, signed: bool = False) -> Tensor:
+    """Sizes between 1 and 2, exact in bf16."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randint(64, 129, shape, generator=generator).to(DTYPE) / 64
+    sizes = torch.randint(64, 129, shape, generator=generator).to(DTYPE) / 64
+    return sizes * (torch.randint(0, 2, shape, generator=generator) * 2 - 1) if signed else sizes
 
 
 def bands(rows: int) -> list[tuple[int, int]]:
@@ -63,7 +64,7 @@ def tall(channels: int, channels_last: bool, rows: int = ROWS, seed: int = 0) ->
         rows //= channels
         t = sparse(channels * rows * ROW, DTYPE).view(1, channels, rows, ROW)
     for k, (a, b) in enumerate(bands(t.shape[2])):
-        t[:, :, a:b] = random(*t[:, :, a:b].shape, seed=seed + k)
+        t[:, :, a:b] = random(*t[:, :, a:b].shape, seed=seed + k, signed=True)
     return t
 
 

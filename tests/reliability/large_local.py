@@ -92,9 +92,8 @@ def local(op: Local, channels: int, channels_last: bool) -> None:
         sums = [s + other for s, other in zip(sums, others, strict=True)]
     beside_nothing("dx", grads[0], at, pieces)
     for k, (found, expected) in enumerate(zip(grads[1:], sums, strict=True)):
-        torch.testing.assert_close(
-            found.double(), expected, rtol=1e-2, atol=0, msg=lambda m, k=k: f"gradient of parameter {k}: {m}"
-        )
+        error, most = (found - expected).abs().max(), expected.abs().max()
+        assert error <= 1e-2 * most, f"gradient of parameter {k}: {error} off, of at most {most}"
 
 
 def every_output() -> Iterator[Tally]:

@@ -158,6 +158,19 @@ def shrunk(separable: Separable, channels: int, channels_last: bool, backend: st
         spread("dx", dx, dy, a, b)
 
 
+def thinned(mode: str, channels: int, channels_last: bool, backend: str) -> None:
+    """Nearest elements, of which the last is past 2³¹ only if there are many."""
+    need(2)
+    x, size = tall(channels, channels_last), (2**18 + 1, 2)
+    with fastops.backend(backend):
+        y = G.interpolate(x, size=size, mode=mode)
+    half = int(mode == "nearest-exact")
+    rows, columns = (
+        (2 * torch.arange(o) + half) * i // (2 * o) for o, i in zip(size, x.shape[2:], strict=True)
+    )
+    assert torch.equal(y, x[:, :, rows][..., columns])
+
+
 def enlarged(separable: Separable, channels: int, channels_last: bool) -> None:
     """Few to large."""
     need(6)
@@ -184,6 +197,7 @@ def adaptive_max(channels: int, channels_last: bool, backend: str, gradient: boo
     need(6 if gradient else 2)
     x = tall(channels, channels_last).requires_grad_(gradient)
     data, (high, wide) = x.detach(), x.shape[2:]
+    data[:, :, -1, [0, wide // 2, wide - 1]] = 4  # the last windows' maxima
     with fastops.backend(backend):
         y, indices = G.adaptive_max_pool2d(x, (4, 3), return_indices=True)
     marked = torch.cat([torch.arange(i, j) for i, j in bands(high)])
@@ -257,14 +271,21 @@ def unpooled(channels: int, channels_last: bool) -> None:
 def few_outputs() -> Iterator[Tally]:
     """Of all backends, in seconds."""
     chosen = list(filter(on_cpu_kernels, backends()))
+    asked = "more than 2³¹ elements, few outputs"
     for separable in SEPARABLE:
-        for backend in chosen:
-            line = Tally(separable.op, "more than 2³¹ elements, few outputs", backend, "bfloat16")
+        for backend in chosen if separable.matrix is not nearest_exact else ():
+            line = Tally(separable.op, asked, backend, "bfloat16")
             with line.case("one channel"):
                 shrunk(separable, 1, False, backend, False)
             yield line
     for backend in chosen:
-        line = Tally("adaptive_max_pool2d", "more than 2³¹ elements, few outputs", backend, "bfloat16")
+        for mode in ("nearest", "nearest-exact"):
+            line = Tally(f"interpolate {mode}", asked, backend, "bfloat16")
+            for layout in LAYOUTS:
+                with line.case(laid_out(*layout)):
+                    thinned(mode, *layout, backend)
+            yield line
+        line = Tally("adaptive_max_pool2d", asked, backend, "bfloat16")
         for layout in LAYOUTS:
             with line.case(laid_out(*layout)):
                 adaptive_max(*layout, backend, False)

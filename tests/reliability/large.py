@@ -5,7 +5,9 @@ nobody has written, where of a large grid the last block runs; on a GPU with 40 
 on the CPU is one call, of bf16 (interpolation of uint8, too), whose largest tensor is at the edge: its values
 near both ends and near 2³¹ are random, and compared with torch's on a piece of the tensor; all others are
 zero and must stay so. Few outputs: windows far apart, which reach the last element. Every output, with
-gradients: in the long form, where there is the memory.
+gradients: in the long form, where there is the memory. Those of adaptive pooling, unpooling, more of
+interpolation, weights of convolution and statistics are in large_few.py, large_local.py and
+large_statistics.py.
 
 Where it ends: a window of max pooling may span 2³⁰ elements of its plane, and an error says so beyond; so a
 row may not have more. (2³¹ − 1 is prime, a tensor of so many elements one row.) Interpolation makes axes of

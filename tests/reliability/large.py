@@ -5,7 +5,9 @@ nobody has written, where of a large grid the last block runs; on a GPU with 40 
 on the CPU is one call, of bf16 (interpolation of uint8, too), whose largest tensor is at the edge: its values
 near both ends and near 2³¹ are random, and compared with torch's on a piece of the tensor; all others are
 zero and must stay so. Few outputs: windows far apart, which reach the last element. Every output, with
-gradients: in the long form, where there is the memory.
+gradients: in the long form, where there is the memory. Those of adaptive pooling, unpooling, more of
+interpolation, weights of convolution and statistics are in large_few.py, large_local.py and
+large_statistics.py.
 
 Where it ends: a window of max pooling may span 2³⁰ elements of its plane, and an error says so beyond; so a
 row may not have more. (2³¹ − 1 is prime, a tensor of so many elements one row.) Interpolation makes axes of
@@ -17,7 +19,6 @@ from __future__ import annotations
 import contextlib
 import io
 import math
-import mmap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,12 +31,12 @@ from torch import Tensor
 import fastops
 import fastops.functional as G
 from fastops import backends as all_backends
+from tests.reliability import large_few, large_local, large_statistics
 from tests.reliability.calls import backends, on_cpu_kernels
+from tests.reliability.edge import EDGE, EDGES, need, nonzeros, sparse
 from tests.reliability.tally import Skip, Tally
-from tests.test_large_tensors import NORESERVE, values
+from tests.test_large_tensors import values
 
-EDGE = 2**31
-EDGES = (EDGE - 1, EDGE, EDGE + 1)
 PIECE = 64  # elements that are compared, at each place
 TESTS = Path(__file__).resolve().parents[1] / "test_large_tensors.py"
 
@@ -77,22 +78,6 @@ def of_cuda() -> Iterator[Tally]:
 
 
 # ---- the CPU's ----------------------------------------------------------------------------------
-
-
-def sparse(count: int, dtype: torch.dtype) -> Tensor:
-    """Zeros that have no memory until they are written to."""
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NORESERVE
-    return torch.frombuffer(mmap.mmap(-1, count * dtype.itemsize, flags=flags), dtype=dtype)
-
-
-def need(gibibytes: float) -> None:
-    available = next(
-        int(line.split()[1])
-        for line in Path("/proc/meminfo").read_text().splitlines()
-        if line.startswith("MemAvailable")
-    )
-    if available < (gibibytes + 2) * 2**20:
-        raise Skip(f"needs {gibibytes + 2:.0f} GiB of free memory")
 
 
 def windows_over(length: int) -> int:
@@ -241,8 +226,7 @@ def compared(what: str, large: Tensor, source: Tensor, small: Callable[[Tensor, 
             found, expected, rtol=1e-2, atol=1e-2, msg=lambda m, a=a: f"{what}, {a}: {m}"
         )
         nonzero += int(found.count_nonzero())
-    flat = large.permute(0, 2, 3, 1).reshape(-1)
-    found_nonzero = sum(int(part.count_nonzero()) for part in flat.split(2**26))
+    found_nonzero = nonzeros(large)
     assert found_nonzero == nonzero, f"{what}: {found_nonzero} values that are not zero, not {nonzero}"
 
 
@@ -314,8 +298,11 @@ def run(quick: bool) -> Iterator[Tally]:
                 with line.case(f"{count} elements"):
                     few_outputs(far, count, backend)
             yield line
+    yield from large_few.few_outputs()
     if quick:
         return
+    for cases in (large_few, large_local, large_statistics):
+        yield from cases.every_output()
     for full in FULL:
         for dtype in full.dtypes:
             line = Tally(full.op, "at the edge, every output", "cpu", str(dtype).removeprefix("torch."))

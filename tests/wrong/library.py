@@ -82,7 +82,7 @@ def right_calls() -> list[tuple[str, Arguments]]:
         ("max_pool2d", (t(*x), *maximum, "int64")),
         ("max_pool2d_gather", (t(*x), index(35, *pooled), *maximum, plain)),
         ("max_pool2d_scatter_add", (t(*pooled), index(35, *pooled), *maximum, [*x], last)),
-        ("adaptive_max_pool2d", (t(*x), cells, "narrow")),
+        ("adaptive_max_pool2d", (t(*x), cells, "int32")),
         ("adaptive_max_pool2d_gather", (t(*x), index(35, *adaptive).int(), cells, last)),
         ("adaptive_max_pool2d_scatter_add", (t(*adaptive), index(35, *adaptive), cells, [*x], plain)),
         ("max_unpool2d", (t(*pooled), index(35, *pooled), [5, 7], None)),

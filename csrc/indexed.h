@@ -34,7 +34,7 @@ constexpr char kInvalidIndex[] =
 
 namespace cpu {
 // The derivative of max pooling at fixed positions, as max_pool found them for p.
-// y[n, c, o] = x[n, c, positions[n, c, o]]; position -1 reads 0.
+// y[n, c, o] = x[n, c, positions[n, c, o]]; a position outside the plane, as -1 is, reads 0.
 template <Isa>
 void gather(const PoolParams& p, const void* x, const void* positions, void* y, int threads);
 // The transpose of gather: dx[n, c, i] = Σ dy[n, c, o] over the o with positions[n, c, o] = i, in a fixed

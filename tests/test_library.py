@@ -23,6 +23,7 @@ from examples.demo import Restorer
 from fastops.ops.library import OPS
 from tests.cases import Case, all_cases
 from tests.test_properties import first, one_per_op
+from tests.wrong import library
 
 SMALL = [case for case in all_cases() if not case.large]
 one_case_per_op = pytest.mark.parametrize("case", one_per_op(SMALL), ids=lambda c: str(c.op))
@@ -109,6 +110,17 @@ def test_opcheck() -> None:
 @every_small_case
 def test_opcheck_of_every_case(case: Case, channels_last: bool) -> None:
     opcheck(case, channels_last)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_wrong_direct_calls(op: str) -> None:
+    failures = []
+    for row in (row for row in library.rows() if row.op == op):
+        try:
+            library.ask(row)
+        except AssertionError as error:
+            failures.append(f"{row.source}: {error}")
+    assert not failures
 
 
 # ---- compilers ----------------------------------------------------------------------------------

@@ -130,7 +130,7 @@ def test_a_call_that_kills_the_process_is_found(tmp_path: Path, monkeypatch: pyt
 @pytest.mark.parametrize("data", [b"", b"\x01", bytes(600), b"\xff" * 600, random.Random(1).randbytes(600)])
 def test_any_bytes_are_a_call(data: bytes) -> None:
     """Coverage leads to inputs of any length: none may make the generator go on for ever."""
-    caller = raw_fuzz.Caller(_C, exact=False, threads=(1,))
+    caller = raw_fuzz.Caller(_C, None, exact=False, threads=(1,))
     for kind in range(len(raw_fuzz.KINDS)):
         assert guided.call(caller, bytes([kind]) + data) == guided.call(caller, bytes([kind]) + data)
 

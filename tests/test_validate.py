@@ -130,3 +130,43 @@ def test_the_double_backward_is_without_a_relu() -> None:
     for launcher, addresses in launchers("batch_norm_double_backward"):
         with pytest.raises(ValueError, match=r"BatchNormParams\.relu"):
             launcher(_C.BatchNormParams(**NORM, relu=True), *[t.data_ptr()] * addresses, 1)
+
+
+# ---- what they serve ----------------------------------------------------------------------------
+
+
+def backends() -> list[Any]:
+    """What gives launchers that take tensors."""
+    return [native.cpu_launcher, *([simt.launcher] if simt.why_unavailable() is None else [])]
+
+
+def test_a_convolution_of_no_images() -> None:
+    params, none, w = _C.ConvParams(**{**CONV, "n": 0}), torch.empty(0), torch.ones(32)
+    for launcher in backends():
+        dw, db = torch.full((32,), torch.nan), torch.full((2,), torch.nan)
+        launcher("conv")(params, none, w, None, none)
+        launcher("conv_input_grad")(params, none, w, None, none)
+        launcher("conv_backward")(params, none, none, w, none, dw, db)
+        assert not dw.any() and not db.any()
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_positions_outside_of_the_plane_read_zero(channels_last: bool) -> None:
+    params = _C.PoolParams(**POOL, channels_last=channels_last)
+    x, positions = torch.arange(1.0, 17), torch.tensor([-1, 15, 16, 2**62])
+    for launcher in backends():
+        y = torch.full((4,), torch.nan)
+        launcher("gather")(params, x, positions, y)
+        assert y.tolist() == [0, 16, 0, 0]
+
+
+def test_unpooling_from_nothing() -> None:
+    params = _C.UnpoolParams(**{**UNPOOL, "out": (1, 0, 4)})
+    for launcher in backends():
+        dx = torch.full((4,), torch.nan)
+        try:
+            launcher("max_unpool_adjoint")(params, torch.empty(0), torch.zeros(4, dtype=torch.int64), dx)
+        except RuntimeError as error:
+            assert "invalid max index" in str(error)
+        else:
+            assert not dx.any()

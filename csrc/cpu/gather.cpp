@@ -15,11 +15,13 @@ namespace cpu {
 namespace {
 
 template <typename T, typename P>
-void gather_rows(const T* x, const P* positions, T* y, int64_t channels, int64_t begin, int64_t end) {
+void gather_rows(const T* x, const P* positions, T* y, int64_t channels, int64_t plane, int64_t begin,
+                 int64_t end) {
   for (int64_t i = begin; i < end; ++i)
     for (int64_t c = 0; c < channels; ++c) {
-      const P from = positions[i * channels + c];
-      y[i * channels + c] = from < 0 ? T{} : x[from * channels + c];
+      const int64_t from = positions[i * channels + c];
+      const bool inside = static_cast<uint64_t>(from) < static_cast<uint64_t>(plane);
+      y[i * channels + c] = inside ? x[from * channels + c] : T{};
     }
 }
 
@@ -329,7 +331,8 @@ void gather<kIsa>(const PoolParams& params, const void* x, const void* positions
         const int64_t plane = task / blocks, begin = task % blocks * block;
         gather_rows(static_cast<const T*>(x) + plane * volume(p.in) * channels,
                     static_cast<const P*>(positions) + plane * out_plane,
-                    static_cast<T*>(y) + plane * out_plane, channels, begin, imin(begin + block, outputs));
+                    static_cast<T*>(y) + plane * out_plane, channels, volume(p.in), begin,
+                    imin(begin + block, outputs));
       });
     });
   });

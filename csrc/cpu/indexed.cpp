@@ -138,7 +138,8 @@ template <>
 void max_unpool_adjoint<kIsa>(const UnpoolParams& p, const void* dy, const void* indices, void* dx,
                               void* workspace, int threads) {
   const int64_t in = volume(p.in), out = volume(p.out);
-  if (out == 0 || in == 0) return;
+  if (p.n * p.c * in > 0 && out == 0) throw std::runtime_error(kInvalidIndex);
+  if (out == 0) return;
   const int64_t* where = static_cast<const int64_t*>(indices);
   const Walk walk(p, threads);
   std::atomic<bool> inside{true};

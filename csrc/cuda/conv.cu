@@ -131,6 +131,7 @@ int64_t conv_backward_workspace(const ConvParams& p) {
 void conv(const ConvParams& p, const void* x, const void* w, const void* bias, void* y, void* workspace,
           void* stream) {
   const ConvPlan chosen = plan(p, ConvPass::kForward);
+  if (p.n == 0) return;
   switch (chosen.kernel) {
     case ConvKernel::kDirect:
       return direct_conv(p, chosen, x, w, bias, y, stream);
@@ -152,6 +153,7 @@ void conv(const ConvParams& p, const void* x, const void* w, const void* bias, v
 void conv_input_grad(const ConvParams& p, const void* dy, const void* w, const void* bias, void* dx,
                      void* workspace, void* stream) {
   const ConvPlan chosen = plan(p, ConvPass::kInputGrad);
+  if (p.n == 0) return;
   switch (chosen.kernel) {
     case ConvKernel::kDirect:
       return direct_input_grad(p, chosen, dy, w, bias, dx, stream);

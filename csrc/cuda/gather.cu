@@ -20,10 +20,12 @@ __global__ void gather_kernel(Windows<I> w, I in_plane, int64_t work, const T* x
     Pack<T, width> result;
 #pragma unroll
     for (int u = 0; u < width; ++u) {
-      I pixel = static_cast<I>(where.v[u]);
+      std::conditional_t<std::is_same<P, uint8_t>::value, I, P> pixel = where.v[u];
       if constexpr (std::is_same<P, uint8_t>::value)
         pixel = where.v[u] == kNoTap ? -1 : w.position_of_tap(o, pixel);
-      result.v[u] = pixel < 0 ? from_acc<T>(0) : x[((plane + pixel) * w.groups + o.group) * width + u];
+      const bool inside = pixel >= 0 && pixel < in_plane;
+      const I from = inside ? plane + static_cast<I>(pixel) : 0;
+      result.v[u] = inside ? x[(from * w.groups + o.group) * width + u] : from_acc<T>(0);
     }
     y[i] = result;
   }

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple, NoReturn
 import torch
 from torch import Tensor
 
-from fastops import _C
+from fastops import _C, arguments
 from fastops.backends import DTYPES, launch, recording
-from fastops.ops import batching, layout
+from fastops.ops import batching, given, layout
 from fastops.ops.autograd import call, forward_mode_is_on, is_differentiated, written
 from fastops.ops.library import is_plain, raw_op
 
@@ -50,6 +50,33 @@ def batch_norm_params(spec: BatchNormSpec, shape: tuple[int, ...], dtype: torch.
         eps=spec.eps,
         relu=spec.relu,
     )
+
+
+_FORMATS = {torch.channels_last: 4, torch.channels_last_3d: 5}  # the rank of whose tensors
+
+
+def check_tensors(
+    op: str, spec: BatchNormSpec, like: Tensor, tensors: dict[str, Tensor | None], **parameters: Tensor | None
+) -> None:
+    """Raises unless the tensors are like the first one, the parameters have an element for each channel, and
+    the layout is one of such tensors."""
+    arguments.tensor(op, "input", like)
+    arguments.same_dtype(op, input=like, **tensors)
+    if like.dim() < 2:
+        raise RuntimeError(f"{op}: expected (N, C, ...), got shape {tuple(like.shape)}")
+    given.same_shape(op, like.shape, **tensors)
+    given.vectors(op, like.shape[1], spec.param_dtype, **parameters)
+    known = spec.memory_format in (None, layout.CONTIGUOUS)
+    if not known and _FORMATS.get(spec.memory_format) != like.dim():
+        raise ValueError(f"{op}: memory_format {spec.memory_format} is not of a tensor of rank {like.dim()}")
+
+
+def check_backward(op: str, spec: BatchNormSpec, like: Tensor, mean: Tensor, invstd: Tensor) -> None:
+    """Raises unless the statistics have an element for each channel, and the layout is said."""
+    for name, t in (("mean", mean), ("invstd", invstd)):
+        given.vectors(op, like.shape[1], accumulator(like), **{name: arguments.tensor(op, name, t)})
+    if spec.memory_format is None:
+        raise ValueError(f"{op}: memory_format should be given")
 
 
 def accumulator(x: Tensor) -> torch.dtype:
@@ -249,6 +276,22 @@ class NewBatchNorm(_BatchNorm):
     none. What compilers are given."""
 
     @staticmethod
+    def check(
+        op: str,
+        x: Tensor,
+        w: Tensor | None,
+        b: Tensor | None,
+        residual: Tensor | None,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        spec: BatchNormSpec,
+    ) -> None:
+        running = dict(running_mean=running_mean, running_var=running_var)
+        check_tensors(op, spec, x, dict(residual=residual), w=w, b=b, **running)
+        if (running_mean is None) != (running_var is None) or (running_mean is None and not spec.training):
+            raise ValueError(f"{op}: running_mean and running_var belong together; evaluation needs them")
+
+    @staticmethod
     def compute(
         x: Tensor,
         w: Tensor | None,
@@ -275,7 +318,9 @@ class NewBatchNorm(_BatchNorm):
         running_var: Tensor | None,
         spec: BatchNormSpec,
     ) -> tuple[Tensor | None, ...]:
-        y = torch.empty_like(x, memory_format=_with_format(spec, x).memory_format)
+        memory_format = _with_format(spec, x).memory_format
+        assert memory_format is not None
+        y = layout.empty_like(x, x.shape, memory_format)
         mean, invstd = (x.new_empty(x.shape[1], dtype=accumulator(x)) for _ in range(2))
         updated = spec.training and running_mean is not None
         new = (
@@ -336,6 +381,23 @@ class Backward(torch.autograd.Function):
     """(dx, dw, db, dresidual), those wanted, else None, in one launch; not itself differentiable."""
 
     @staticmethod
+    def check(
+        op: str,
+        dy: Tensor,
+        x: Tensor | None,
+        w: Tensor | None,
+        b: Tensor | None,
+        mean: Tensor,
+        invstd: Tensor,
+        residual: Tensor | None,
+        spec: BatchNormSpec,
+        wanted: tuple[bool, ...],
+    ) -> None:
+        check_tensors(op, spec, dy, dict(x=x, residual=residual), w=w, b=b)
+        check_backward(op, spec, dy, mean, invstd)
+        given.sizes(op, 4, wanted=wanted)
+
+    @staticmethod
     def compute(
         dy: Tensor,
         x: Tensor | None,
@@ -358,8 +420,8 @@ class Backward(torch.autograd.Function):
                 None if x is None else layout.dense(x, memory_format),
                 contiguous(w),
                 contiguous(b),
-                mean,
-                invstd,
+                mean.contiguous(),
+                invstd.contiguous(),
                 None if residual is None else layout.dense(residual, memory_format),
                 *results,
             )
@@ -494,6 +556,27 @@ class BatchNormDoubleBackward(torch.autograd.Function):
     """
 
     @staticmethod
+    def check(
+        op: str,
+        ddx: Tensor | None,
+        ddw: Tensor | None,
+        ddb: Tensor | None,
+        dy: Tensor | None,
+        x: Tensor | None,
+        w: Tensor | None,
+        mean: Tensor,
+        invstd: Tensor,
+        spec: BatchNormSpec,
+        wanted: tuple[bool, ...],
+    ) -> None:
+        like = next((t for t in (dy, x, ddx) if t is not None), None)
+        if like is None:
+            raise ValueError(f"{op}: one of dy, x and ddx should be given")
+        check_tensors(op, spec, like, dict(ddx=ddx, dy=dy, x=x), ddw=ddw, ddb=ddb, w=w)
+        check_backward(op, spec, like, mean, invstd)
+        given.sizes(op, 3, wanted=wanted)
+
+    @staticmethod
     def compute(
         ddx: Tensor | None,
         ddw: Tensor | None,
@@ -516,8 +599,8 @@ class BatchNormDoubleBackward(torch.autograd.Function):
         launch(
             "batch_norm_double_backward",
             batch_norm_params(spec, like.shape, like.dtype),
-            mean,
-            invstd,
+            mean.contiguous(),
+            invstd.contiguous(),
             contiguous(w),
             x,
             dy,

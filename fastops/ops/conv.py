@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastops import _C
+from fastops import _C, arguments
 from fastops.backends import DTYPES, launch
-from fastops.ops import batching, layout
+from fastops.ops import batching, given, layout
 from fastops.ops.autograd import call
 from fastops.ops.library import raw_op
 
@@ -69,6 +69,19 @@ def conv_params(
     )
 
 
+def check_shapes(op: str, spec: ConvSpec, x: Shape, w: Shape, y: Shape) -> None:
+    """Raises unless these can be a convolution's shapes. Its kernels look at the heights and widths."""
+    given.positive(op, stride=spec.stride, dilation=spec.dilation)
+    given.non_negative(op, padding=spec.padding)
+    given.sizes(op, 4, x=x, w=w, y=y)
+    groups = spec.groups
+    if groups < 1 or w[0] % groups != 0 or (x[1], *y[:2]) != (w[1] * groups, x[0], w[0]):
+        raise RuntimeError(
+            f"{op}: x of shape {tuple(x)}, w of {tuple(w)} and y of {tuple(y)} do not fit together, with "
+            f"groups={groups}"
+        )
+
+
 # torch's switch for the precision of fp32 convolutions on GPUs: torch.backends.cudnn.conv.fp32_precision,
 # of which torch.backends.cudnn.allow_tf32 is the older face; before torch 2.9 there is only that.
 _precision = getattr(torch._C, "_get_fp32_precision_getter", None)
@@ -116,6 +129,16 @@ def _relu_grad(dy: Tensor, y: Tensor) -> Tensor:
 )
 class Conv(torch.autograd.Function):
     """y = x ∗ w + b, of the given shape and layout (None: as in torch); relu: max(y, 0)."""
+
+    @staticmethod
+    def check(
+        op: str, x: Tensor, w: Tensor, b: Tensor | None, spec: ConvSpec, shape: Shape, *options: Any
+    ) -> None:
+        given.images(op, x=x, w=w)
+        arguments.same_dtype(op, x=x, w=w, b=b)
+        check_shapes(op, spec, x.shape, w.shape, shape)
+        given.same_shape(op, w.shape[:1], b=b)
+        given.known_format(op, options[0])
 
     @staticmethod
     def compute(
@@ -235,6 +258,16 @@ class ConvInputGrad(torch.autograd.Function):
     """dx of the given shape and layout from dy and w; plus b per channel (for a transposed convolution)."""
 
     @staticmethod
+    def check(
+        op: str, dy: Tensor, w: Tensor, b: Tensor | None, spec: ConvSpec, shape: Shape, *options: Any
+    ) -> None:
+        given.images(op, dy=dy, w=w)
+        arguments.same_dtype(op, dy=dy, w=w, b=b)
+        check_shapes(op, spec, shape, w.shape, dy.shape)
+        given.same_shape(op, shape[1:2], b=b)
+        given.known_format(op, options[0])
+
+    @staticmethod
     def compute(
         dy: Tensor,
         w: Tensor,
@@ -341,6 +374,13 @@ class ConvInputGrad(torch.autograd.Function):
 )
 class ConvWeightGrad(torch.autograd.Function):
     """(dw, db) from dy and x: dw of the given shape and layout, db if wanted, else None."""
+
+    @staticmethod
+    def check(op: str, dy: Tensor, x: Tensor, spec: ConvSpec, shape: Shape, *options: Any) -> None:
+        given.images(op, dy=dy, x=x)
+        arguments.same_dtype(op, dy=dy, x=x)
+        check_shapes(op, spec, x.shape, shape, dy.shape)
+        given.known_format(op, options[0])
 
     @staticmethod
     def compute(
@@ -470,6 +510,12 @@ class ConvBackward(torch.autograd.Function):
     """(dx, dw, db) from dy, x and w, in the layouts of x and w; db if wanted, else None."""
 
     @staticmethod
+    def check(op: str, dy: Tensor, x: Tensor, w: Tensor, spec: ConvSpec, with_bias: bool) -> None:
+        given.images(op, dy=dy, x=x, w=w)
+        arguments.same_dtype(op, dy=dy, x=x, w=w)
+        check_shapes(op, spec, x.shape, w.shape, dy.shape)
+
+    @staticmethod
     def compute(
         dy: Tensor, x: Tensor, w: Tensor, spec: ConvSpec, with_bias: bool
     ) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -563,6 +609,10 @@ class ConvBackward(torch.autograd.Function):
 @raw_op("conv2d_bias_grad(Tensor dy) -> Tensor")
 class ConvBiasGrad(torch.autograd.Function):
     """db[k] = Σ dy over the batch and all positions."""
+
+    @staticmethod
+    def check(op: str, dy: Tensor) -> None:
+        given.images(op, dy=dy)
 
     @staticmethod
     def compute(dy: Tensor) -> Tensor:

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastops import _C
+from fastops import _C, arguments
 from fastops.backends import DTYPES, launch
-from fastops.ops import batching, layout
+from fastops.ops import batching, given, layout
 from fastops.ops.autograd import call
 from fastops.ops.library import raw_op
 
@@ -80,6 +80,15 @@ def resized_shape(spec: InterpolateSpec, shape: tuple[int, ...]) -> tuple[int, .
     return (n, c, *out)
 
 
+def check_options(op: str, spec: InterpolateSpec) -> None:
+    """Raises unless there is such a mode, and one pair of sizes or factors."""
+    if spec.mode not in FILTERS:
+        raise ValueError(f"{op}: mode should be one of {tuple(FILTERS)}, but got {spec.mode!r}")
+    if (spec.size is None) == (spec.scale is None):
+        raise ValueError(f"{op}: either size or scale should be given")
+    given.sizes(op, 2, size=spec.scale if spec.size is None else spec.size)
+
+
 @lru_cache(maxsize=4096)
 def interpolate_plan(
     spec: InterpolateSpec, shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool, adjoint: bool
@@ -114,6 +123,11 @@ def interpolate_plan(
 @raw_op("interpolate(Tensor x, OPTIONS) -> Tensor", InterpolateSpec)
 class Interpolate(torch.autograd.Function):
     """y = x, resized."""
+
+    @staticmethod
+    def check(op: str, x: Tensor, spec: InterpolateSpec) -> None:
+        given.images(op, (*arguments.FLOATING, torch.uint8), x=x)
+        check_options(op, spec)
 
     @staticmethod
     def compute(x: Tensor, spec: InterpolateSpec) -> Tensor:
@@ -154,6 +168,20 @@ class Interpolate(torch.autograd.Function):
 )
 class InterpolateAdjoint(torch.autograd.Function):
     """dx = the transpose of Interpolate, for an input of the given shape and layout, applied to dy."""
+
+    @staticmethod
+    def check(
+        op: str,
+        dy: Tensor,
+        spec: InterpolateSpec,
+        shape: tuple[int, ...],
+        memory_format: torch.memory_format,
+    ) -> None:
+        given.images(op, dy=dy)
+        check_options(op, spec)
+        given.sizes(op, 4, shape=shape)
+        given.same_shape(op, resized_shape(spec, shape), dy=dy)
+        given.known_format(op, memory_format)
 
     @staticmethod
     def compute(

@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.compiler import is_compiling
 from torch.utils.flop_counter import register_flop_formula
 
+from fastops import arguments
+
 _library = torch.library.Library("fastops", "DEF")
 # Name → op.
 OPS: dict[str, OpOfFunction] = {}
@@ -148,7 +150,11 @@ class OpOfFunction:
 
     def _kernel(self, compute: Callable[..., Any]) -> Callable[..., Any]:
         def kernel(*args: Any) -> Any:
-            results = compute(*self.gathered(args))
+            tensors = {f"argument {i}": a for i, a in enumerate(args) if isinstance(a, Tensor)}
+            arguments.same_device(self.name, **tensors)
+            gathered = self.gathered(args)
+            self.function.check(self.name, *gathered)  # type: ignore[attr-defined]
+            results = compute(*gathered)
             if not isinstance(results, tuple):
                 return results
             like = next(t for t in (*args, *results) if isinstance(t, Tensor))
@@ -195,8 +201,9 @@ def raw_op(
     """Makes a Function's ``compute`` an op of the library as well, of this schema, in which OPTIONS stands
     for the fields of its argument ``spec``; and its ``forward``, which calls the kernel or the op.
 
-    The Function has ``compute`` (on memory), ``fake`` (the same results without their elements), and where
-    results may be left out ``present``: which of them there are. It may have ``vmap``; ``flops``, given
+    The Function has ``compute`` (on memory), ``fake`` (the same results without their elements), ``check``
+    (raises where the op's arguments do not fit together; the first one is the op's name), and where results
+    may be left out ``present``: which of them there are. It may have ``vmap``; ``flops``, given
     shapes for tensors; and ``autocast``: the dtype that autocast wants on a device. Several such decorators:
     an op for each kind of options.
     """

@@ -21,7 +21,7 @@ from torch.compiler import is_compiling
 
 from fastops import _C
 from fastops.backends import DTYPES, NUMBERS_TAPS, choose, launch
-from fastops.ops import batching, layout
+from fastops.ops import batching, given, layout
 from fastops.ops.autograd import call, is_differentiated
 from fastops.ops.library import raw_op
 from fastops.ops.pool import AdaptiveSpec, Plan, checked_pooled_size
@@ -56,6 +56,14 @@ def max_pooled_shape(spec: Spec, shape: tuple[int, ...]) -> tuple[int, ...]:
         return (*shape[:2], *spec.output_size)
     options = spec.kernel, spec.stride, spec.padding, spec.dilation, spec.ceil_mode
     return (*shape[:2], *checked_pooled_size("max_pool2d", shape, *options))
+
+
+def check_max_options(op: str, spec: Spec) -> None:
+    """Raises unless the pairs are such, and their numbers have the right signs."""
+    if isinstance(spec, AdaptiveSpec):
+        return given.non_negative(op, output_size=spec.output_size)
+    given.positive(op, kernel=spec.kernel, stride=spec.stride, dilation=spec.dilation)
+    given.non_negative(op, padding=spec.padding)
 
 
 @lru_cache(maxsize=4096)
@@ -142,6 +150,14 @@ class MaxPool(torch.autograd.Function):
     """(y, positions) = the maxima of x over windows, and where they are. No positions: None."""
 
     @staticmethod
+    def check(op: str, x: Tensor, spec: Spec, positions: str) -> None:
+        given.images(op, x=x)
+        check_max_options(op, spec)
+        known = NARROW, *POSITIONS
+        if positions not in known:
+            raise ValueError(f"{op}: positions should be one of {known}, but got {positions!r}")
+
+    @staticmethod
     def compute(x: Tensor, spec: Spec, positions: str) -> tuple[Tensor, Tensor | None]:
         memory_format, index_dtype = layout.format_of(x), _index_dtype(x, spec, positions)
         plan = max_pool_plan(spec, x.shape, x.dtype, memory_format is layout.CHANNELS_LAST, index_dtype)
@@ -204,6 +220,14 @@ class Gather(torch.autograd.Function):
     """y = x at positions that MaxPool found: its derivative. The layout is the positions'."""
 
     @staticmethod
+    def check(op: str, x: Tensor, positions: Tensor, spec: Spec, memory_format: torch.memory_format) -> None:
+        given.images(op, x=x)
+        given.images(op, tuple(INDEX_TYPES), positions=positions)
+        check_max_options(op, spec)
+        given.same_shape(op, max_pooled_shape(spec, x.shape), positions=positions)
+        given.known_format(op, memory_format)
+
+    @staticmethod
     def compute(x: Tensor, positions: Tensor, spec: Spec, memory_format: torch.memory_format) -> Tensor:
         plan = max_pool_plan(spec, x.shape, x.dtype, memory_format is layout.CHANNELS_LAST, positions.dtype)
         y = layout.empty_like(x, plan.out_shape, memory_format)
@@ -259,6 +283,22 @@ class Gather(torch.autograd.Function):
 )
 class ScatterAdd(torch.autograd.Function):
     """dx = the transpose of Gather, for an input of the given shape and layout, applied to dy."""
+
+    @staticmethod
+    def check(
+        op: str,
+        dy: Tensor,
+        positions: Tensor,
+        spec: Spec,
+        shape: tuple[int, ...],
+        memory_format: torch.memory_format,
+    ) -> None:
+        given.images(op, dy=dy)
+        given.images(op, tuple(INDEX_TYPES), positions=positions)
+        check_max_options(op, spec)
+        given.sizes(op, 4, shape=shape)
+        given.same_shape(op, max_pooled_shape(spec, shape), dy=dy, positions=positions)
+        given.known_format(op, memory_format)
 
     @staticmethod
     def compute(
@@ -355,6 +395,20 @@ class MaxUnpool(torch.autograd.Function):
     """y = zeros with x assigned at the indices; of equal indices the last in raster order wins."""
 
     @staticmethod
+    def check(
+        op: str,
+        x: Tensor,
+        indices: Tensor,
+        output_size: tuple[int, int],
+        memory_format: torch.memory_format | None,
+    ) -> None:
+        given.images(op, x=x)
+        given.images(op, (torch.int64,), indices=indices)
+        given.same_shape(op, x.shape, indices=indices)
+        given.non_negative(op, output_size=output_size)
+        given.known_format(op, memory_format)
+
+    @staticmethod
     def compute(
         x: Tensor, indices: Tensor, output_size: tuple[int, int], memory_format: torch.memory_format | None
     ) -> Tensor:
@@ -416,6 +470,20 @@ class MaxUnpoolAdjoint(torch.autograd.Function):
     An element that lost its place to a duplicate does not reach y, so its gradient is zero; torch gives
     it the winner's.
     """
+
+    @staticmethod
+    def check(
+        op: str,
+        dy: Tensor,
+        indices: Tensor,
+        output_size: tuple[int, int],
+        memory_format: torch.memory_format,
+    ) -> None:
+        given.images(op, dy=dy)
+        given.images(op, (torch.int64,), indices=indices)
+        given.non_negative(op, output_size=output_size)
+        given.same_shape(op, (*indices.shape[:2], *output_size), dy=dy)
+        given.known_format(op, memory_format)
 
     @staticmethod
     def compute(

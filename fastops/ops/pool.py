@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastops import _C
 from fastops.backends import DTYPES, launch
-from fastops.ops import batching, layout, shapes
+from fastops.ops import batching, given, layout, shapes
 from fastops.ops.autograd import call
 from fastops.ops.library import raw_op
 
@@ -78,6 +78,14 @@ def avg_pooled_shape(spec: AvgPoolSpec | AdaptiveSpec, shape: tuple[int, ...]) -
     return (*shape[:2], *checked_pooled_size("avg_pool2d", shape, *options))
 
 
+def check_avg_options(op: str, spec: AvgPoolSpec | AdaptiveSpec) -> None:
+    """Raises unless the pairs are such, and their numbers have the right signs."""
+    if isinstance(spec, AdaptiveSpec):
+        return given.non_negative(op, output_size=spec.output_size)
+    given.positive(op, kernel=spec.kernel, stride=spec.stride)
+    given.non_negative(op, padding=spec.padding)
+
+
 @lru_cache(maxsize=4096)
 def avg_pool_plan(
     spec: AvgPoolSpec | AdaptiveSpec, shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool
@@ -109,6 +117,11 @@ def avg_pool_plan(
 @raw_op("avg_pool2d(Tensor x, OPTIONS) -> Tensor", AvgPoolSpec)
 class AvgPool(torch.autograd.Function):
     """y = average of x over windows."""
+
+    @staticmethod
+    def check(op: str, x: Tensor, spec: AvgPoolSpec | AdaptiveSpec) -> None:
+        given.images(op, x=x)
+        check_avg_options(op, spec)
 
     @staticmethod
     def compute(x: Tensor, spec: AvgPoolSpec | AdaptiveSpec) -> Tensor:
@@ -153,6 +166,20 @@ class AvgPool(torch.autograd.Function):
 )
 class AvgPoolAdjoint(torch.autograd.Function):
     """dx = the transpose of AvgPool, for an input of the given shape and layout, applied to dy."""
+
+    @staticmethod
+    def check(
+        op: str,
+        dy: Tensor,
+        spec: AvgPoolSpec | AdaptiveSpec,
+        shape: tuple[int, ...],
+        memory_format: torch.memory_format,
+    ) -> None:
+        given.images(op, dy=dy)
+        check_avg_options(op, spec)
+        given.sizes(op, 4, shape=shape)
+        given.same_shape(op, avg_pooled_shape(spec, shape), dy=dy)
+        given.known_format(op, memory_format)
 
     @staticmethod
     def compute(

@@ -7,6 +7,10 @@ inputs, running statistics and the state of layers are afterwards bit for bit wh
 lives. Calls on which torch crashes, computes garbage or takes what cannot be meant have a line each; the
 notes say what it does, as seen with torch 2.13 on the CPU.
 
+The ops of `torch.ops.fastops`, which compilers call, are called with one argument that does not fit, every
+argument in turn. Such a call raises, or its results are as on meta tensors, and depend on no memory that is
+not the call's; with a tensor that is only laid out otherwise they are the same.
+
 Each backend is asked in a process of its own, call by call: one that dies or takes more than two minutes is
 a failure that names the call, and another process goes on behind it.
 """
@@ -19,15 +23,30 @@ from collections.abc import Callable, Iterator
 import torch
 
 import fastops
-from tests import wrong
+from fastops.backends import BACKENDS
+from tests import interpreter, wrong
 from tests.reliability.backends import runnable
 from tests.reliability.process import Died, messages
 from tests.reliability.tally import Tally
-from tests.wrong import Wrong
+from tests.wrong import Wrong, library
+from tests.wrong.library import Direct
 
 INTERPRETED = True
 
 LONGEST = 120  # seconds of one call
+
+
+def rows(backend: str) -> list[Wrong | Direct]:
+    """Of the direct calls Triton's interpreter, which takes a second for some, gets every tenth."""
+    return [*wrong.rows(), *library.rows()[:: 10 if backend == interpreter.NAME else 1]]
+
+
+def ask_one(row: Wrong | Direct, backend: str) -> None:
+    """Raises AssertionError unless a call does what it should."""
+    if isinstance(row, Direct):
+        library.ask(row, BACKENDS[backend].device_type)
+    else:
+        wrong.ask(row)
 
 
 def answers(say: Callable[[tuple[int, str | None]], None], backend: str, start: int) -> None:
@@ -36,10 +55,10 @@ def answers(say: Callable[[tuple[int, str | None]], None], backend: str, start: 
     warnings.simplefilter("ignore")  # torch's, of nested tensors and the like
     torch.set_num_threads(1)
     with fastops.backend(backend):
-        for number, row in list(enumerate(wrong.rows()))[start:]:
+        for number, row in list(enumerate(rows(backend)))[start:]:
             say((number, None))
             try:
-                wrong.ask(row)
+                ask_one(row, backend)
             except Exception as error:
                 say((number, f"{type(error).__name__}: {error}"))
             else:
@@ -48,7 +67,7 @@ def answers(say: Callable[[tuple[int, str | None]], None], backend: str, start: 
 
 def ask(backend: str) -> Iterator[tuple[int, str]]:
     """What is wrong with each row; a row that kills its process is asked no more."""
-    start, count = 0, len(wrong.rows())
+    start, count = 0, len(rows(backend))
     while start < count:
         try:
             for number, answer in messages(answers, backend, start, longest=LONGEST):
@@ -59,19 +78,21 @@ def ask(backend: str) -> Iterator[tuple[int, str]]:
             yield start - 1, str(died)
 
 
-def tally_of(row: Wrong, backend: str) -> tuple[str, Tally]:
+def tally_of(row: Wrong | Direct, backend: str) -> tuple[str, Tally]:
     """The line that a row belongs to: one per family, and one per call where torch errs."""
+    if isinstance(row, Direct):
+        return row.family, Tally(row.family, "raises, or as on meta tensors; nothing else touched", backend)
     if row.family != "torch errs":
         return row.family, Tally(row.family, "same type of error or better, nothing touched", backend)
     return row.source, Tally(row.source, "raises where torch errs", backend, note=f"torch: {row.reason}")
 
 
 def run(quick: bool) -> Iterator[Tally]:
-    rows = wrong.rows()
     for backend in runnable():
+        asked = rows(backend)
         tallies: dict[str, Tally] = {}
         for number, answer in ask(backend):
-            row = rows[number]
+            row = asked[number]
             key, tally = tally_of(row, backend)
             with tallies.setdefault(key, tally).case(f"{row.source} ({row.reason})"):
                 assert not answer, answer

@@ -49,7 +49,7 @@ def main() -> None:
 
     module = raw_fuzz.load(Path(sys.argv[sys.argv.index("--module") + 1]))
     module.set_min_work_per_thread(1)
-    caller = raw_fuzz.Caller(module, exact=True, threads=(1, 1, 2, 3))
+    caller = raw_fuzz.Caller(module, None, exact=True, threads=(1, 1, 2, 3))
 
     def one(data: bytes) -> None:  # whatever else it returned would count as an input that is no good
         call(caller, data)

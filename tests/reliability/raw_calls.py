@@ -331,3 +331,25 @@ def params(module: ModuleType, struct: str, fields: Fields) -> Any:
             value = getattr(enum, value) if isinstance(value, str) else enum(value)
         values[name] = value
     return getattr(module, struct)(**values)
+
+
+# ---- convolutions in CUDA ------------------------------------------------------------------------
+
+# Of a launcher, those for which plans choose the kernels.
+PASSES = {
+    "conv": ("forward",),
+    "conv_input_grad": ("input_grad",),
+    "conv_weight_grad": ("weight_grad",),
+    "conv_backward": ("input_grad", "weight_grad"),
+}
+
+
+def with_kernels(r: random.Random, module: ModuleType, device: Any, name: str, fields: Fields) -> Fields:
+    """The fields with the name of some kernels, if a plan says that they serve the launcher's passes."""
+    named = fields | {"kernel_family": r.choice(tuple(module.ConvKernel.__members__))}
+    try:
+        for which in PASSES[name]:
+            module.conv_plan(params(module, "ConvParams", named), getattr(module.ConvPass, which), device)
+    except ValueError:
+        return fields
+    return named

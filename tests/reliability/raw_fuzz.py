@@ -8,6 +8,9 @@ hostile   a valid call of which some fields, addresses or the number of threads 
 blind     params of which every field is arbitrary, without memory
 surface   any function, any attribute, any arguments: wrong types, wrong counts, numbers beyond 64 bits
 
+With --emulated, a build of tests/simt, it calls that one's CUDA launchers instead, with less memory; valid
+convolutions name a family of kernels that serves them, and launchers have nothing to report.
+
 Under a sanitizer (--exact) each tensor is an allocation of its own, so that reading beyond it is seen, too.
 """
 
@@ -21,6 +24,7 @@ import random
 import signal
 import sys
 from collections import Counter
+from dataclasses import dataclass
 from importlib.machinery import ExtensionFileLoader
 from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
@@ -31,7 +35,7 @@ from tests.reliability import raw_calls
 from tests.reliability.raw_calls import ENUMS, OPS, Fields, Op
 
 KINDS = ("valid", "hostile", "blind", "surface")
-LIMIT = 1 << 18  # bytes of a tensor that is made
+LIMIT, LIMIT_EMULATED = 1 << 18, 1 << 14  # bytes of a tensor that is made
 WORKSPACE = 64 << 20  # bytes of a workspace that is made
 MOST = 1 << 48  # that a size may be
 GUARD = 256
@@ -50,9 +54,9 @@ class Wrong(Exception):
     """A call that did what it must not."""
 
 
-def load(path: Path) -> ModuleType:
-    """A build of fastops._C, without the package around it."""
-    loader = ExtensionFileLoader("fastops._C", str(path))
+def load(path: Path, name: str = "fastops._C") -> ModuleType:
+    """A compiled module, without the package around it."""
+    loader = ExtensionFileLoader(name, str(path))
     spec = spec_from_loader(loader.name, loader)
     assert spec is not None
     module = module_from_spec(spec)
@@ -111,13 +115,39 @@ def given_operands(r: random.Random, op: Op, fields: Fields) -> set[str]:
     return {o.name for o in op.operands}
 
 
+@dataclass(frozen=True)
+class Kernels:
+    """Launchers, and what a call of them has behind its tensors: the CPU's a number of threads; CUDA's a word
+    for reports, where one wants it, and a stream, of which the emulation has none."""
+
+    module: Any
+    emulated: bool
+
+    def workspace(self, op: str, params: Any, threads: int) -> int | None:
+        """How many bytes; None where the launcher has no such argument."""
+        size = getattr(self.module, f"{op}_workspace", None)
+        return size and (size(params) if self.emulated else size(params, threads))
+
+    def reports(self, op: str) -> bool:
+        return hasattr(self.module, f"{op}_reports")
+
+    def __call__(self, op: str, params: Any, addresses: list[int], threads: int) -> None:
+        getattr(self.module, op)(params, *addresses, 0 if self.emulated else threads)
+
+
 # ---- kinds of call -------------------------------------------------------------------------------
 
 
 class Caller:
-    def __init__(self, module: ModuleType, exact: bool, threads: tuple[int, ...]) -> None:
-        self.module, self.exact, self.threads = module, exact, threads
-        self.kernels = [getattr(module, f"cpu_{isa}") for isa in module.usable_isas()]
+    def __init__(
+        self, module: ModuleType, emulated: ModuleType | None, exact: bool, threads: tuple[int, ...]
+    ) -> None:
+        self.module, self.emulated, self.exact, self.threads = module, emulated, exact, threads
+        self.limit = LIMIT_EMULATED if emulated else LIMIT
+        self.kernels = [Kernels(getattr(module, f"cpu_{isa}"), False) for isa in module.usable_isas()]
+        if emulated:
+            self.kernels = [Kernels(emulated.cuda, True)]
+        self.ops = tuple(op for op in OPS if hasattr(self.kernels[0].module, op))
 
     def launch(
         self,
@@ -136,7 +166,7 @@ class Caller:
             for operand in op.operands:
                 count = operand.elements(fields)
                 width = operand.bytes(fields)
-                absent = operand.name in leave_out or not 0 <= count * width <= LIMIT
+                absent = operand.name in leave_out or not 0 <= count * width <= self.limit
                 if operand.name not in given or absent:
                     missing |= operand.name in given and not operand.optional and count > 0
                     addresses.append(0)
@@ -147,39 +177,51 @@ class Caller:
                 addresses.append(memory.take(operand.name, count * width, width, content))
             p = raw_calls.params(self.module, op.struct, fields)
             self.missing = missing
-            workspace = getattr(kernels, f"{name}_workspace", None)
-            if workspace is not None:
-                size = workspace(p, threads)
+            size = kernels.workspace(name, p, threads)
+            if size is not None:
                 if size < 0:
                     raise Wrong(f"a workspace of {size} bytes")
                 there = size <= WORKSPACE and not no_workspace
                 self.missing |= not there and size > 0
                 addresses.append(memory.take("workspace", size, 64, b"") if there else 0)
-            getattr(kernels, name)(p, *addresses, threads)
+            report = ctypes.c_int32(0)
+            if kernels.reports(name):
+                self.missing |= no_workspace
+                addresses.append(0 if no_workspace else ctypes.addressof(report))
+            kernels(name, p, addresses, threads)
+            if report.value:
+                raise RuntimeError(self.module.invalid_index)
         finally:
             memory.close()
         return self.missing
 
+    def make(self, r: random.Random, name: str) -> Fields:
+        """What a valid call's params are; in CUDA a convolution may name its kernels."""
+        fields = OPS[name].make(r)
+        if self.emulated and name in raw_calls.PASSES:
+            return raw_calls.with_kernels(r, self.module, self.emulated.cuda.device(), name, fields)
+        return fields
+
     def valid(self, r: random.Random) -> str:
-        name = r.choice(tuple(OPS))
+        name = r.choice(self.ops)
         op = OPS[name]
         while True:
-            fields = op.make(r)
-            if all(o.elements(fields) * o.bytes(fields) <= LIMIT for o in op.operands):
+            fields = self.make(r, name)
+            if all(o.elements(fields) * o.bytes(fields) <= self.limit for o in op.operands):
                 break
         self.launch(r, name, fields, set(), r.choice(self.threads), given_operands(r, op, fields))
         return name
 
     def hostile(self, r: random.Random) -> str:
-        name = r.choice(tuple(OPS))
+        name = r.choice(self.ops)
         op = OPS[name]
-        fields, threads, leave_out, forbidden = op.make(r), r.choice(self.threads), set(), False
+        fields, threads, leave_out, forbidden = self.make(r, name), r.choice(self.threads), set(), False
         given = given_operands(r, op, fields)
         no_workspace = False
         keys = r.sample(tuple(fields), 3)
         for _ in range(r.choice((1, 1, 1, 2, 3))):
             what = r.random()
-            if what < 0.15:
+            if what < 0.15 and self.emulated is None:
                 threads = r.choice((0, -1, -(2**31), 2**31 - 1, 65537))
                 forbidden = True
             elif what < 0.3:
@@ -194,8 +236,8 @@ class Caller:
             missing = self.launch(r, name, fields, leave_out, threads, given, no_workspace)
         except ValueError:
             return name
-        except RuntimeError:  # what only the data shows, an index out of range
-            if forbidden or self.missing:
+        except RuntimeError as error:  # what only the data shows, an index out of range
+            if forbidden or self.missing or str(error) != self.module.invalid_index:
                 raise
             return name
         if forbidden or missing:
@@ -228,7 +270,7 @@ class Caller:
         return (*value[:axis], new, *value[axis + 1 :]), bad
 
     def blind(self, r: random.Random) -> str:
-        name = r.choice(tuple(OPS))
+        name = r.choice(self.ops)
         struct = getattr(self.module, OPS[name].struct)
         fields = {}
         for key in struct.fields:
@@ -241,15 +283,12 @@ class Caller:
                 fields[key] = tuple(type(usual[0])(self.number(r)) for _ in range(3))
             else:
                 fields[key] = type(usual)(self.number(r))
-        kernels, operands = r.choice(self.kernels), len(OPS[name].operands)
-        workspace = getattr(kernels, f"{name}_workspace", None)
+        kernels, threads, operands = r.choice(self.kernels), r.choice(self.threads), len(OPS[name].operands)
         try:
             p = raw_calls.params(self.module, OPS[name].struct, fields)
-            if workspace is not None:
-                workspace(p, r.choice(self.threads))
-                operands += 1
+            operands += kernels.workspace(name, p, threads) is not None
             # No memory: what is not empty must be refused.
-            getattr(kernels, name)(p, *[0] * operands, r.choice(self.threads))
+            kernels(name, p, [0] * (operands + kernels.reports(name)), threads)
         except ValueError:
             return name
         # Then each of its tensors is empty.
@@ -276,7 +315,7 @@ class Caller:
     def surface(self, r: random.Random) -> str:
         m = self.module
         structs = [s for s in vars(m).values() if isinstance(s, type)]
-        what = r.random()
+        what = r.random() if self.emulated is None else 1.0  # all but the launchers is the CPU build's
         try:
             if what < 0.3:
                 struct = r.choice(structs)
@@ -289,9 +328,10 @@ class Caller:
             elif what < 0.7:
                 self.planning(r)
             else:
-                functions = [m.forward_taps, m.input_grad_taps, m.conv_plan, m.conv_kernel_serves]
-                functions += [m.interpolate_table, m.usable_isas]
-                functions += [f for f in vars(r.choice(self.kernels)).values() if callable(f)]
+                functions = [f for f in vars(r.choice(self.kernels).module).values() if callable(f)]
+                if self.emulated is None:
+                    functions += [m.forward_taps, m.input_grad_taps, m.conv_plan, m.conv_kernel_serves]
+                    functions += [m.interpolate_table, m.usable_isas]
                 r.choice(functions)(*(self.thing(r) for _ in range(r.randrange(9))))
         except REFUSED:
             pass
@@ -331,6 +371,7 @@ class Caller:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.reliability.raw_fuzz", description=__doc__)
     parser.add_argument("--module", type=Path, required=True, help="the _C*.so")
+    parser.add_argument("--emulated", type=Path, help="the emulation's: its launchers are called instead")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 1, 2, 3])
     parser.add_argument("--calls", type=int, default=20_000)
@@ -343,7 +384,11 @@ def main() -> int:
     arguments = parser.parse_args()
     module = load(arguments.module)
     module.set_min_work_per_thread(1)  # so that small calls use threads
-    caller = Caller(module, arguments.exact, tuple(arguments.threads))
+    emulated = None
+    if arguments.emulated:
+        emulated = load(arguments.emulated, arguments.emulated.stem)
+        emulated.configure("random", "random", arguments.seed)
+    caller = Caller(module, emulated, arguments.exact, tuple(arguments.threads))
     at = os.open(arguments.at, os.O_WRONLY | os.O_CREAT)
     counts: Counter[str] = Counter()
     failures: list[str] = []

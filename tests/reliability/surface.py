@@ -3,11 +3,12 @@
 *valid*: params and memory as the launcher's contract has them, with guards around each tensor; *hostile*:
 some fields, addresses or thread counts are something else; what is surely forbidden must raise ValueError.
 *blind*: every field arbitrary, no memory; *surface*: any function with any arguments. A crash, a hang, a byte
-written beside a tensor, and an error of another kind are failures. The goal is none.
+written beside a tensor, and an error of another kind are failures. The goal is none. The launchers of the
+CUDA kernels get the same in the emulation, with small tensors.
 
-The long form repeats some with the module under sanitizers, where each tensor is an allocation of its own,
-and lets coverage lead to others (libFuzzer in atheris; the module compiled by clang). A wrong address that is
-not null cannot be recognised: none is tried.
+The long form repeats some with both modules under sanitizers, where each tensor is an allocation of its own,
+and lets coverage lead to others of the CPU's (libFuzzer in atheris; the module compiled by clang). A wrong
+address that is not null cannot be recognised: none is tried.
 """
 
 from __future__ import annotations
@@ -26,11 +27,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fastops import _C
+from tests import simt
 from tests.reliability import raw_fuzz, sanitized, suite
 from tests.reliability.tally import KEPT, Skip, Tally
 
 ROOT = Path(__file__).resolve().parents[2]
 BATCH = 20_000  # raw calls of a process
+MODULE = Path(_C.__file__)
 
 
 def raw_calls(
@@ -115,10 +118,25 @@ def led_by_coverage(runs: int, seed: int) -> Tally:
     return line
 
 
+def emulated(quick: bool, seed: int) -> Iterator[Tally]:
+    """Those of the CUDA launchers."""
+    if why := simt.why_unavailable():
+        yield Tally("raw calls", "raises or succeeds", simt.NAME, skipped=1, reasons={why: 1})
+        return
+
+    def calls(mode: str, number: int, sanitizer: str = "", *more: str) -> Iterator[Tally]:
+        build = "--emulated", str(simt.build.build(mode))
+        yield from raw_calls(simt.NAME, MODULE, number, raw_fuzz.KINDS, seed, sanitizer, *build, *more)
+
+    yield from calls("plain", 6_000 if quick else 150_000)
+    if not quick:
+        yield from calls("asan", 30_000, "address", "--exact")
+
+
 def run(quick: bool) -> Iterator[Tally]:
     seed = 0 if quick else random.SystemRandom().randrange(1 << 30)
-    module = Path(_C.__file__)
-    yield from raw_calls("as built", module, 20_000 if quick else 1_000_000, raw_fuzz.KINDS, seed)
+    yield from raw_calls("as built", MODULE, 20_000 if quick else 1_000_000, raw_fuzz.KINDS, seed)
+    yield from emulated(quick, seed)
     if quick:
         return
     for mode in sanitized.MODES:

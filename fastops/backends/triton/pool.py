@@ -151,13 +151,14 @@ def gather_kernel(
     x, positions, y, PIXELS, C, PLANE, OUT_PLANE,
     INDEX: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """y = x at the positions; 0 where one is -1."""
+    """y = x at the positions; 0 where one is outside of the plane, as -1 is."""
     pixel, channel, exists = tile(PIXELS, C, BP, BC, INDEX)
     to = pixel * C + channel
-    position = tl.load(positions + to, mask=exists, other=-1).to(INDEX)
-    found = exists & (position >= 0)
+    position = tl.load(positions + to, mask=exists, other=-1)
+    found = exists & (position >= 0) & (position < PLANE)
     image = pixel // OUT_PLANE
-    v = tl.load(x + (image * PLANE + tl.maximum(position, 0)) * C + channel, mask=found, other=0)
+    inside = tl.where(found, position, 0).to(INDEX)
+    v = tl.load(x + (image * PLANE + inside) * C + channel, mask=found, other=0)
     tl.store(y + to, v, mask=exists)
 
 

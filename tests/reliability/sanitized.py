@@ -15,8 +15,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.simt import build as simt_build
-
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build" / "sanitize"
 # The sanitizers of each, and the libraries that have to be loaded before any other.
@@ -51,6 +49,8 @@ def compiled(name: str, **settings: str) -> Path:
 
 def environment(mode: str) -> dict[str, str]:
     """For a process that loads the module."""
+    from tests.simt import build as simt_build
+
     libraries = simt_build.libraries(*MODES[mode][1])
     return {
         **os.environ,
@@ -85,11 +85,14 @@ def main() -> int:
 
     from tests.reliability import raw_fuzz
 
-    # Instead of the one beside the package.
+    # Instead of the one beside the package, before anybody imports that.
+    assert "fastops" not in sys.modules
     sys.modules["fastops._C"] = module = raw_fuzz.load(Path(os.environ["FASTOPS_SANITIZED"]))
     import fastops
+    from fastops.backends import native
 
     fastops._C = module  # type: ignore[misc]
+    assert native._C is module
     if mode == "thread":
         use_threads()
     return pytest.main(arguments)

@@ -23,9 +23,10 @@ from tests.reliability.tally import Tally
 ROOT = Path(__file__).resolve().parents[2]
 # Where .ci/run leaves pytest's reports: <mode>-<number>.xml.
 REPORTS = ROOT / "build" / "simt-reports"
-# Tests that start processes, which would not have the sanitized module, or compile. (Nor are those run that
-# ask how long something takes.)
-ELSEWHERE = ("install", "build", "doctor", "distributed", "reliability", "bench")
+# Not run: tests that start processes, which would not have the sanitized module, or compile; that ask how long
+# something takes; and those of torch's compilers, which take minutes for the same kernels.
+ELSEWHERE = ("install", "build", "doctor", "distributed", "reliability", "bench", "onnx")
+CHOSEN = "not cuda-emulated and not costs_nothing and not compile and not export and not graph_breaks"
 EMULATED = {"asan": sanitized.FINDS["address"], "race": "races between threads, blocks and copies"}
 QUICK = tuple(f"emulation, {mode}" for mode in EMULATED)
 PARTS = (*(f"cpu, {mode}" for mode in sanitized.MODES), *QUICK)
@@ -60,7 +61,7 @@ def on_the_cpu(mode: str) -> Tally:
     tally = Tally("suite", sanitized.FINDS[mode], "cpu")
     environment = {**sanitized.environment(mode), "FASTOPS_SANITIZED": str(sanitized.build(mode))}
     ignored = [f"--ignore=tests/test_{name}.py" for name in ELSEWHERE]
-    chosen = ["tests", "-k", "not cuda-emulated and not costs_nothing", *ignored]
+    chosen = ["tests", "-k", CHOSEN, *ignored]
     # What the tool says is on the process's own stderr; the last test is the one that it said it of.
     chosen += ["--capture=sys", "-vv"]
     command = sanitized.command(mode, "-m", "tests.reliability.sanitized", mode, *chosen)

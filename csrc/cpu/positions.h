@@ -59,17 +59,18 @@ inline void store_positions(P* p, M where, M exists, int64_t base, int64_t count
   store_lanes(p, wide | __builtin_convertvector(~exists, Wide), count);
 }
 
-// p[i] − base as lanes, for the first `count` of them (all: count = lanes). The difference must fit.
+// p[i] − base as lanes, for the first `count` of them (all: count = lanes). The difference should fit; of one
+// that does not, as of a position that is none, there remain the lower bits.
 template <typename M, typename P>
 inline M load_positions(const P* p, int64_t base, int64_t count) {
   constexpr int lanes = sizeof(M) / sizeof(M{}[0]);
-  using Wide = typename VectorOf<P, lanes>::type;
-  Wide wide{};
+  using U = std::make_unsigned_t<P>;
+  typename VectorOf<U, lanes>::type wide{};
   if (count == lanes)
     std::memcpy(&wide, p, sizeof wide);
   else
     std::memcpy(&wide, p, static_cast<size_t>(count) * sizeof(P));
-  return __builtin_convertvector(wide - static_cast<P>(base), M);
+  return __builtin_convertvector(wide - static_cast<U>(base), M);
 }
 
 }  // namespace

@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 REPORTS = ROOT / "build" / "simt-reports"
 # Not run: tests that start processes, which would not have the sanitized module, or compile; that ask how
 # long something takes; and those of torch's compilers, which take minutes for the same kernels.
-ELSEWHERE = ("install", "build", "doctor", "distributed", "reliability", "bench", "onnx", "simt")
+ELSEWHERE = ("install", "build", "doctor", "distributed", "reliability", "bench", "onnx", "simt", "triton")
 CHOSEN = "not cuda-emulated and not costs_nothing and not compile and not export and not graph_breaks"
 EMULATED = {"asan": sanitized.FINDS["address"], "race": "races between threads, blocks and copies"}
 QUICK = tuple(f"emulation, {mode}" for mode in EMULATED)

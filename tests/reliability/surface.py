@@ -109,7 +109,9 @@ def led_by_coverage(runs: int, seed: int) -> Tally:
                 command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
             )
             inputs = [p.read_bytes().hex() for p in Path(found).iterdir()]
-        assert done.returncode == 0, f"{suite.how_it_died(done)}; input {inputs}"
+        # Exceptions are on stdout, what sanitizers and libFuzzer find on stderr.
+        said = f"{done.stdout.strip()[-200:]} {suite.how_it_died(done)}"
+        assert done.returncode == 0, f"{said}; input {inputs}"
         last = re.findall(r"#(\d+)\s+DONE\s+cov: (\d+) ft: \d+ corp: (\d+)", done.stderr)
         assert last, done.stderr[-300:]
         made, edges, kept = map(int, last[-1])

@@ -108,9 +108,14 @@ struct Taps {
   double scale;    // antialias: 1 / sum of the weights; set by normalise()
 };
 
+// Every output is an input: the filter's other taps have no weight, and are not read. Theirs might not be
+// finite, and 0 · ∞ is NaN.
+FASTOPS_INLINE bool copies(const SampleAxis& a) { return a.in == a.out && a.step == 1.0; }
+
 // begin and end never decrease with o.
 FASTOPS_INLINE Taps taps_of(const SampleAxis& a, int64_t o) {
   const int64_t width = filter_width(a.filter);
+  if (copies(a)) return {o, o + 1, o - width / 2 + 1, a.antialias ? double(o) + 0.5 : 0.0, 1.0, 1.0};
   if (a.antialias) {
     const double stretch = a.step > 1.0 ? a.step : 1.0;
     const double support = 0.5 * double(width) * stretch;

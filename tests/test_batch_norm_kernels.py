@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import fastops.functional as G
 from fastops import _C
 from fastops.backends import DTYPES, launch
 from tests import simt
@@ -275,6 +276,27 @@ def test_nan_passes_the_relu(shape: Shape, dtype: torch.dtype, channels_last: bo
     z = (y * 1.0).requires_grad_()
     (expected,) = torch.autograd.grad(z.relu(), z, call.dy)
     assert torch.equal(backward(call, mean, invstd)["r"], expected)
+
+
+@every_layout
+@pytest.mark.parametrize("shape", [(2, 3, 5, 7), (2, 5, 4, 5), (3, 1, 4, 5)], ids=str)
+def test_an_infinity_makes_its_weight_gradient_infinite(
+    shape: Shape, channels_last: bool, backend: str
+) -> None:
+    """Lanes that a sum must not count may hold it, too: 0 · ∞ is NaN."""
+    x, dy = (torch.rand(shape, generator=torch.Generator().manual_seed(s)) + 0.5 for s in (0, 1))
+    x[0, 0].view(-1)[-6:-4] = float("inf")  # among those that a last vector overlaps
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    x, dy = (t.to(device_of(backend)).contiguous(memory_format=memory_format) for t in (x, dy))
+    c = shape[1]
+    mean, var, b = x.new_zeros(c), x.new_ones(c), x.new_zeros(c)
+    w, ddx = x.new_ones(c).requires_grad_(), torch.ones_like(x)
+    dy.requires_grad_()
+    y = G.batch_norm(x.requires_grad_(), mean, var, w, b)
+    dx, dw = torch.autograd.grad(y, [x, w], dy, create_graph=True)
+    assert dw[0] == float("inf") and dw[1:].isfinite().all()
+    gw, gdy = torch.autograd.grad([dx, dw], [w, dy], [ddx, torch.ones_like(dw)])
+    assert gw.isfinite().all() and (~gdy.isfinite()).sum() == 2
 
 
 @every_dtype

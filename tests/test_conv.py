@@ -94,6 +94,40 @@ def test_relu_keeps_nan_and_its_gradient(backend: str) -> None:
         assert dx.flatten().tolist() == [1, 0, 1, 0]
 
 
+# Shapes of x and w, and options.
+BESIDE: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = {
+    **KINDS,
+    "5 × 5, strided": ((1, 6, 12, 37), (6, 1, 5, 5), dict(padding=2, stride=2, groups=6)),
+    "7 × 7": ((1, 3, 16, 13), (3, 1, 7, 7), dict(padding=3, groups=3)),
+    "multiplied channels": ((2, 1, 6, 6), (3, 1, 3, 3), {}),
+    "dilated": ((1, 4, 11, 9), (4, 1, 3, 3), dict(dilation=2, groups=4)),
+}
+
+
+@every_layout
+@pytest.mark.parametrize("bad", [float("inf"), float("nan")])
+@pytest.mark.parametrize("with_dx", [False, True], ids=["dw", "dw, dx"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", BESIDE)
+def test_weight_grad_beside_what_is_not_finite(
+    kind: str, dtype: torch.dtype, with_dx: bool, bad: float, channels_last: bool, backend: str
+) -> None:
+    """A thread's run may end beyond dy's last column, with zeros there; x may go on, and 0 · ∞ is NaN."""
+    x_shape, w_shape, options = BESIDE[kind]
+    generator = torch.Generator().manual_seed(3)
+    x, w = (torch.randn(s, generator=generator) for s in (x_shape, w_shape))
+    x[0, 0, -1, -1] = x[0, -1, x_shape[2] // 2, 1] = x[0, 0, 0, x_shape[3] // 2] = bad
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    leaves = [t.to(device_of(backend), dtype).contiguous(memory_format=memory_format) for t in (x, w)]
+    leaves[0].requires_grad_(with_dx), leaves[1].requires_grad_()
+    y = G.conv2d(*leaves, **options)
+    dy = torch.rand(y.shape, generator=generator).add_(0.5).to(y.device, dtype)
+    found = torch.autograd.grad(y, leaves if with_dx else leaves[1:], dy)[-1].cpu()
+    exact_w = w.double().requires_grad_()
+    exact = torch.autograd.grad(F.conv2d(x.double(), exact_w, **options), exact_w, dy.cpu().double())[0]
+    assert torch.equal(found.isfinite(), exact.isfinite())
+
+
 @every_kind
 @pytest.mark.parametrize(
     "wanted",

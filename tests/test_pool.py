@@ -197,6 +197,17 @@ def test_avg_pool_and_adjoint(
 
 
 @every_layout
+@pytest.mark.parametrize("size", [(64, 257), (129, 131)], ids=str)
+def test_average_of_a_constant(
+    size: tuple[int, int], memory_format: torch.memory_format, backend: str, device: str
+) -> None:
+    """One long sum would round every addition the same way: ten units in the last place here, or thirty."""
+    x = torch.full((2, 3, *size), 1e7 / 3).to(device).contiguous(memory_format=memory_format)
+    y = G.adaptive_avg_pool2d(x, 1)
+    assert ((y / x[0, 0, 0, 0] - 1).abs() < 5 * torch.finfo(torch.float32).eps).all()
+
+
+@every_layout
 def test_third_order(memory_format: torch.memory_format, backend: str, device: str) -> None:
     x = torch.randn(1, 3, 8, 8, dtype=torch.float64, device=device)
     x = x.contiguous(memory_format=memory_format).requires_grad_()

@@ -32,13 +32,23 @@ def rounding_floor(reference: Tensor, dtype: torch.dtype) -> float:
     return units * max(info.eps * largest(reference), info.smallest_normal * info.eps)
 
 
-def error_ratio(ours: Tensor, theirs: Tensor, reference: Tensor) -> float:
+ROUNDINGS = 8  # of the terms of a sum
+
+
+def floor_with_terms(reference: Tensor, dtype: torch.dtype, terms: Tensor | None) -> float:
+    """The rounding floor and, where it is known how large the terms are that the results are sums of, some
+    roundings of them, in the precision of the sum."""
+    floor = rounding_floor(reference, dtype)
+    if terms is not None:
+        precision = torch.finfo(torch.float64 if dtype is torch.float64 else torch.float32)
+        floor += ROUNDINGS * precision.eps * largest(terms) + torch.finfo(dtype).tiny
+    return floor
+
+
+def error_ratio(ours: Tensor, theirs: Tensor, reference: Tensor, terms: Tensor | None = None) -> float:
     """Our error ÷ (torch's error + half the rounding floor); above 2 it is too large."""
     error, torch_error = max_error(ours, reference), max_error(theirs, reference)
-    return error / (torch_error + rounding_floor(reference, ours.dtype) / 2)
-
-
-ROUNDINGS = 8  # of the terms of a sum
+    return error / (torch_error + floor_with_terms(reference, ours.dtype, terms) / 2)
 
 
 def assert_accurate(
@@ -48,16 +58,12 @@ def assert_accurate(
     the error as a part of that.
 
     terms: how large the terms are that the results are sums of, for cases that nobody has chosen: there a
-    result may be much smaller than they, and torch's right to the last digit by luck. The floor then has some
-    roundings of them, too, in the precision of the sum.
+    result may be much smaller than they, and torch's right to the last digit by luck.
     """
     assert ours.shape == theirs.shape, f"{what}: shape {tuple(ours.shape)}, torch has {tuple(theirs.shape)}"
     assert ours.dtype == theirs.dtype, f"{what}: dtype {ours.dtype}, torch has {theirs.dtype}"
     error, torch_error = max_error(ours, reference), max_error(theirs, reference)
-    floor = rounding_floor(reference, ours.dtype)
-    if terms is not None:
-        precision = torch.finfo(torch.float64 if ours.dtype is torch.float64 else torch.float32)
-        floor += ROUNDINGS * precision.eps * largest(terms) + torch.finfo(ours.dtype).tiny
+    floor = floor_with_terms(reference, ours.dtype, terms)
     allowed = 2 * torch_error + floor
     assert error <= allowed, f"{what}: error {error:.3e}, torch's {torch_error:.3e}, floor {floor:.3e}"
     return error / allowed if 0 < error < math.inf else 0.0

@@ -8,6 +8,23 @@ namespace fastops {
 namespace cuda {
 namespace {
 
+// sums[u] = Σ packs[i].v[u] over i = begin, begin + step … < end. A long sum is a sum of short ones: that
+// keeps the rounding error small, where a sum of a constant would be rounded the same way thousands of times.
+constexpr int kShortSum = 16;
+template <typename A, int width, typename P>
+__device__ inline void sum_packs(A (&sums)[width], const P* packs, int64_t begin, int64_t end, int64_t step) {
+  for (int64_t first = begin; first < end; first += kShortSum * step) {
+    A some[width] = {};
+    for (int64_t i = first; i < imin(first + kShortSum * step, end); i += step) {
+      const P v = packs[i];
+#pragma unroll
+      for (int u = 0; u < width; ++u) some[u] += to_acc(v.v[u]);
+    }
+#pragma unroll
+    for (int u = 0; u < width; ++u) sums[u] += some[u];
+  }
+}
+
 // A plane is `packs` packs without a gap; `team` threads of a block, one warp or all, have one plane.
 template <typename T, typename P, int team>
 __global__ void average_planes_kernel(Acc<T> scale, int64_t planes, int64_t packs, const P* x, T* y) {
@@ -19,12 +36,7 @@ __global__ void average_planes_kernel(Acc<T> scale, int64_t planes, int64_t pack
   for (int64_t first = blockIdx.x * int64_t{teams}; first < planes; first += gridDim.x * int64_t{teams}) {
     const int64_t plane = first + threadIdx.x / team;
     A sums[width] = {};
-    if (plane < planes)
-      for (int64_t i = member; i < packs; i += team) {
-        const P v = x[plane * packs + i];
-#pragma unroll
-        for (int u = 0; u < width; ++u) sums[u] += to_acc(v.v[u]);
-      }
+    if (plane < planes) sum_packs(sums, x + plane * packs, member, packs, team);
     A sum = sums[0];
 #pragma unroll
     for (int u = 1; u < width; ++u) sum += sums[u];
@@ -54,11 +66,7 @@ __global__ void average_images_kernel(Acc<T> scale, int64_t images, int64_t pixe
     const int64_t image = part / parts, group = part % parts * lanes + lane;
     A sums[width] = {};
     if (group < groups)
-      for (int64_t i = slice; i < pixels; i += slices) {
-        const P v = x[(image * pixels + i) * groups + group];
-#pragma unroll
-        for (int u = 0; u < width; ++u) sums[u] += to_acc(v.v[u]);
-      }
+      sum_packs(sums, x + image * pixels * groups + group, slice * groups, pixels * groups, slices * groups);
 #pragma unroll
     for (int u = 0; u < width; ++u) partial[u][threadIdx.x] = sums[u];
     __syncthreads();
@@ -67,7 +75,11 @@ __global__ void average_images_kernel(Acc<T> scale, int64_t images, int64_t pixe
 #pragma unroll
       for (int u = 0; u < width; ++u) {
         A sum = 0;
-        for (int s = 0; s < slices; ++s) sum += partial[u][s * lanes + lane];
+        for (int from = 0; from < slices; from += kShortSum) {
+          A some = 0;
+          for (int s = from; s < imin(from + kShortSum, slices); ++s) some += partial[u][s * lanes + lane];
+          sum += some;
+        }
         result.v[u] = from_acc<T>(sum * scale);
       }
       y[image * groups + group] = result;

@@ -72,7 +72,8 @@ __global__ void __launch_bounds__(kDepthwiseThreads, 4)
 #pragma unroll
       for (int j = 0; j < run - 1 + kernel; ++j) {
         A one[width];
-        load<T, width>(one, along_line(from, j, a.source_along), within(column + j, along.source));
+        const bool exists = within(column + j, along.source);
+        load<T, width>(one, along_line(from, j, a.source_along), exists);
 #pragma unroll
         for (int i = 0; i < run; ++i) {
           const int s = j - i;
@@ -80,8 +81,10 @@ __global__ void __launch_bounds__(kDepthwiseThreads, 4)
 #pragma unroll
           for (int u = 0; u < width; ++u) {
             of_dx[i][u] = multiply_add(one[u], of_w[s][u], of_dx[i][u]);
+            // Where there is no dy, x may be infinite: 0 · ∞ is NaN. (A predicated FMA costs as much as
+            // another.)
             A& sum = sums[r * kernel + s][u];
-            sum = multiply_add(one[u], of_x[i][u], sum);
+            if (exists) sum = multiply_add(one[u], of_x[i][u], sum);
             if (r == kernel / 2 && s == kernel / 2) sums[count][u] += one[u];
           }
         }

@@ -87,8 +87,10 @@ __global__ void __launch_bounds__(32 * kDepthwiseMostWarps, 2)
           get(row, j, one);
 #pragma unroll
           for (int i = 0; i < run; ++i) {
+            // Where there is no dy, x may be infinite: 0 · ∞ is NaN. (A predicated FMA costs as much as
+            // another.)
             const int s = j - i * step;
-            if (s < 0 || s >= taps) continue;
+            if (s < 0 || s >= taps || at.along + i >= along.grid) continue;
 #pragma unroll
             for (int u = 0; u < width; ++u)
               sums[r * taps + s][u] = multiply_add(one[u], of_dy[i][u], sums[r * taps + s][u]);

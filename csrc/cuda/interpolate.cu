@@ -58,7 +58,7 @@ Schedule schedule(const InterpolateParams& p, bool adjoint) {
   constexpr int64_t limit = int64_t{1} << 31;
   s.small = channels * imax(volume(p.in), volume(p.out)) < limit && s.middle < limit;
   s.all_taps = s.order == Order::kDirect && s.small && !adjoint && !p.antialias && volume(p.in) > 0 &&
-               p.filter != Filter::kLanczos;
+               p.filter != Filter::kLanczos && !copies(axis_h(p)) && !copies(axis_w(p));
   s.planes_at_once = planes_at_once(planes_of(p), s.middle * (p.dtype == DType::kF64 ? 8 : 4));
   return s;
 }

@@ -197,6 +197,8 @@ def backward_of(call: Callable[[], Tensor]) -> Callable[[], Any]:
 
 
 def interrupt(quick: bool) -> None:
+    # A shell's background jobs, and their children, ignore Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     random.seed(0)
     inside = 0
     for op, forward_call in LONG_CALLS.items():

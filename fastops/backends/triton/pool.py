@@ -51,24 +51,31 @@ def avg_pool_kernel(
     tl.store(y + pixel * C + channel, acc.to(y.dtype.element_ty), mask=exists)
 
 
+SHORT_SUM = tl.constexpr(16)
+
+
 @triton.jit
 def avg_pool_wide_kernel(
     x, y, PIXELS, C, H, W, P, Q, SH, SW, PH, PW, DIVISOR,
     R: tl.constexpr, S: tl.constexpr, ADAPTIVE: tl.constexpr, PADDING_COUNTS: tl.constexpr,
     INDEX: tl.constexpr, ACC: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr, TAPS: tl.constexpr,
 ):  # fmt: skip
-    """The same where windows have many taps: TAPS sums of each, which are added up in the end."""
+    """The same where windows have many taps: TAPS sums of each, which are added up in the end. A long sum is
+    one of short sums: of a constant it would be rounded the same way thousands of times."""
     pixel, channel, exists = tile(PIXELS, C, BP, BC, INDEX)
     n, p, q = place(pixel[:, None, :], P, Q)
     h0, h1 = window(p, H, P, R, SH, PH, ADAPTIVE)
     w0, w1 = window(q, W, Q, S, SW, PW, ADAPTIVE)
     acc = tl.zeros((BP, TAPS, BC), ACC)
-    for first in range(0, R * S, TAPS):
-        tap = first + tl.arange(0, TAPS).to(INDEX)[None, :, None]
-        h = h0 + tap // S
-        w = w0 + tap % S
-        inside = exists[:, None, :] & (tap < R * S) & (h >= 0) & (h < h1) & (w >= 0) & (w < w1)
-        acc += tl.load(x + ((n * H + h) * W + w) * C + channel[:, None, :], mask=inside, other=0).to(ACC)
+    for begin in range(0, R * S, TAPS * SHORT_SUM):
+        some = tl.zeros((BP, TAPS, BC), ACC)
+        for first in range(begin, tl.minimum(begin + TAPS * SHORT_SUM, R * S), TAPS):
+            tap = first + tl.arange(0, TAPS).to(INDEX)[None, :, None]
+            h = h0 + tap // S
+            w = w0 + tap % S
+            inside = exists[:, None, :] & (tap < R * S) & (h >= 0) & (h < h1) & (w >= 0) & (w < w1)
+            some += tl.load(x + ((n * H + h) * W + w) * C + channel[:, None, :], mask=inside, other=0).to(ACC)
+        acc += some
     sum = tl.sum(acc, 1)
     if DIVISOR is None:
         n, p, q = place(pixel, P, Q)

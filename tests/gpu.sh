@@ -7,7 +7,7 @@
 #   STAGES="smoke primitives" tests/gpu.sh    some of the stages
 #   OUT=folder                                default: build/gpu
 #   FASTOPS_BUILT=1                           it is built already
-#   TOOLS="memcheck racecheck"                of compute-sanitizer
+#   TOOLS="memcheck racecheck"                of compute-sanitizer, instead of all four
 set -uo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
@@ -40,7 +40,7 @@ workers=()
 "$python" -c 'import xdist' 2>/dev/null && workers=(-n "${WORKERS:-auto}")
 big=--deselect=tests/test_large_tensors.py # one process has the memory
 
-for name in ${STAGES:-build smoke primitives conformance large sanitizer benchmark}; do
+for name in ${STAGES:-build smoke primitives conformance large sanitizer benchmark profile}; do
   case $name in
     build)
       [ "${FASTOPS_BUILT:-}" = 1 ] && continue
@@ -55,13 +55,16 @@ for name in ${STAGES:-build smoke primitives conformance large sanitizer benchma
     large) tests large 300 -m gpu tests/test_large_tensors.py ;;
     sanitizer)
       # The caching allocator would hide what is written past a tensor's end.
-      for tool in ${TOOLS:-memcheck racecheck}; do
+      for tool in ${TOOLS:-memcheck racecheck synccheck initcheck}; do
         PYTORCH_NO_CUDA_MEMORY_CACHING=1 stage "$tool" 120 compute-sanitizer --tool "$tool" \
           --error-exitcode 1 --print-limit 20 "$python" -m tests.smoke
       done
       ;;
     benchmark)
       stage bench 560 "$python" -m bench --suite all --minutes 8 --out "$out/bench"
+      ;;
+    profile) # the rows that lag, by ncu: its log
+      stage ncu 300 "$python" -m bench.lagging "$out/bench/layers.jsonl"
       ;;
     *) echo "no stage $name" && exit 2 ;;
   esac

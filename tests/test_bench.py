@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 import fastops
-from bench import compare, contenders, goals, layers, machine, measure, memory, report
+from bench import compare, contenders, goals, lagging, layers, machine, measure, memory, report
 from bench.rows import CONVS, ROWS, Conv, Row, rows
 
 
@@ -112,6 +112,30 @@ def test_other_contenders_have_columns() -> None:
     base |= {"bytes": 1.0, "flops": 0.5, "seconds": 2.0, "cold": 3.0}
     lines = [*report.table(first, [base | {"by": by} for by in ("fastops", "torch", "x")])]
     assert "x µs" in lines[2] and lines[4].endswith("| 2000000.0 |") and "x 3000.0" in lines[-1]
+
+
+def test_lagging(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The slowest cases, at most two of an op's pass, are called once each under what stands for ncu here."""
+    some = [
+        (row, name) for row in rows("cpu", [1]) for name in row.passes if row.op in ("conv2d", "max_pool2d")
+    ]
+    records: list[dict[str, Any]] = [{"device": "a line of the machine's"}]
+    for i, (row, name) in enumerate(some):
+        case = {"row": str(row), "op": row.op, "pass": name, "dtype": "fp32", "layout": "NHWC", "bytes": 1e6}
+        records += [case | {"by": "fastops", "seconds": 2.0 + i}, case | {"by": "torch", "seconds": 1.0}]
+    run = tmp_path / "layers.jsonl"
+    run.write_text("\n".join(map(json.dumps, records)))
+    ncu = tmp_path / "ncu"
+    ncu.write_text('#!/bin/sh\nwhile [ "$3" != bench.lagging ]; do shift; done\n"$@" && echo called once\n')
+    ncu.chmod(0o755)
+    assert lagging.main([str(run), "--most", "3", "--ncu", str(ncu)]) == 0
+    out = capfd.readouterr().out
+    headings = [line for line in out.splitlines() if line.startswith("====")]
+    assert len(headings) == out.count("called once") == 3 and "exit" not in out
+    assert f"torch ÷ fastops {1 / (1 + len(some)):.2f}; its operands have 1.0 MB" in headings[0]
+    chosen = [(r["op"], r["pass"]) for _, r in lagging.lagging(records[1:], 99)]
+    assert max(chosen.count(c) for c in chosen) == lagging.OF_AN_OP
+    assert lagging.main([str(run), "--ncu", str(tmp_path / "nowhere")]) == 2
 
 
 def test_a_row_that_fails_is_a_row() -> None:

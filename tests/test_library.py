@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -226,7 +227,7 @@ def test_compiled_networks(model: type[nn.Module], backend: str) -> None:
     """One graph, also of training with batch norm's statistics; and one more serves all other sizes."""
     torch.manual_seed(0)
     eager = converted(model())
-    counter = torch._dynamo.testing.CompileCounterWithBackend(backend)
+    counter = CompileCounterWithBackend(backend)
     lazily = copy.deepcopy(eager)
     compiled = torch.compile(lazily, backend=counter, fullgraph=True)
     for shape in ((2, 3, 16, 20), (3, 3, 24, 28), (5, 3, 40, 12), (4, 3, 32, 32)):

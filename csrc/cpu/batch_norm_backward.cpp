@@ -81,7 +81,7 @@ void backward(const BatchNormParams& p, const T* dy, const T* x, const void* wei
                           [=](int64_t i, const Vec<A>* k, auto part, Vec<A>* v) {
                             const Vec<A> d = part.keep(dz(i, k, part));
                             v[0] += d;
-                            v[1] += part.keep(d * (part.load(x + i) - k[0]));  // 0 · ∞ is NaN
+                            v[1] += d * part.keep(part.load(x + i) - k[0]);  // 0 · ∞ would be NaN
                           });
   else if constexpr (!relu)
     if (m > 0 && db)

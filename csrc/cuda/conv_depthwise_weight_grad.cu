@@ -64,10 +64,11 @@ __global__ void __launch_bounds__(32 * kDepthwiseMostWarps, 2)
       load<T, width>(to, along_line(line, j, a.source_along), within(column + j, along.source));
     };
     if constexpr (step > 0) {
+      const int exist = along.grid - at.along;  // of the run
       A of_dy[run][width];
 #pragma unroll
       for (int i = 0; i < run; ++i)
-        load<T, width>(of_dy[i], along_line(dy_run, i, a.result_along), at.along + i < along.grid);
+        load<T, width>(of_dy[i], along_line(dy_run, i, a.result_along), i < exist);
       if (with_bias) {
 #pragma unroll
         for (int u = 0; u < width; ++u) {
@@ -90,7 +91,7 @@ __global__ void __launch_bounds__(32 * kDepthwiseMostWarps, 2)
             // Where there is no dy, x may be infinite: 0 · ∞ is NaN. (A predicated FMA costs as much as
             // another.)
             const int s = j - i * step;
-            if (s < 0 || s >= taps || at.along + i >= along.grid) continue;
+            if (s < 0 || s >= taps || i >= exist) continue;
 #pragma unroll
             for (int u = 0; u < width; ++u)
               sums[r * taps + s][u] = multiply_add(one[u], of_dy[i][u], sums[r * taps + s][u]);

@@ -110,6 +110,7 @@ def use_threads() -> None:
     for name in ("set_openmp_runtime", "set_min_work_per_thread"):
         setattr(_C, name, lambda value: None)
     torch.get_num_threads = lambda: 3
+    torch.set_num_threads = lambda count: None  # torch's own kernels stay on one: theirs are of that runtime
 
 
 if __name__ == "__main__":

@@ -231,6 +231,17 @@ def to_double(t: Tensor) -> Tensor:
     return t.cpu().double() if t.dtype.is_floating_point else t.cpu()
 
 
+def statistics_terms(module: nn.Module, y: Tensor) -> list[Tensor]:
+    """How large the terms of the parameters' gradients are, Σ |dy · x̂| and Σ |dy|, by batch norm's output."""
+    if not isinstance(module, nn.BatchNorm2d) or module.weight is None or not y.numel():
+        return []
+    dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).abs()
+    shape = (1, -1, 1, 1)
+    normal = y if module.bias is None else y - module.bias.detach().view(shape)
+    terms = [dy * (normal / module.weight.detach().view(shape)).abs(), dy]
+    return [t.sum((0, 2, 3)) for t in terms][: len(list(module.parameters()))]
+
+
 def compare_module(
     theirs_class: type[nn.Module],
     training: bool,
@@ -256,10 +267,15 @@ def compare_module(
     reference, reference_grads = forward_backward(copy.deepcopy(theirs).double(), sample, to_double)
     t_values, t_grads = forward_backward(theirs, sample, Tensor.cpu)
     o_values, o_grads = forward_backward(ours, sample)
-    for group, other, exact in ((o_values, t_values, reference), (o_grads, t_grads, reference_grads)):
-        for i, (o, t, r) in enumerate(zip(group, other, exact, strict=True)):
+    of_parameters = statistics_terms(theirs, reference[0])
+    grad_terms = [None] * (len(o_grads) - len(of_parameters)) + of_parameters
+    for what, ours_, theirs_, exact, terms in (
+        ("output", o_values, t_values, reference, [None] * len(o_values)),
+        ("gradient", o_grads, t_grads, reference_grads, grad_terms),
+    ):
+        for i, (o, t, r, size) in enumerate(zip(ours_, theirs_, exact, terms, strict=True)):
             if o.dtype.is_floating_point:
-                assert_accurate(o, t, r, f"tensor {i}")
+                assert_accurate(o, t, r, f"{what} {i}", size)
             else:
                 assert torch.equal(o, t)
     for a, b in zip(ours.state_dict().values(), theirs.state_dict().values(), strict=True):

@@ -199,7 +199,8 @@ def batched(case: Case, count: int) -> Case | None:
     first = case.shapes[0]
     if case.kwargs.get("training") or (case.op != "batch_norm" and len(first) != 4):
         return None
-    shapes = tuple((count, *s[1:]) if i in (0, 5) else s for i, s in enumerate(case.shapes))
+    residual = first if case.composed else None  # its place depends on what parameters there are
+    shapes = tuple((count, *s[1:]) if i == 0 or s == residual else s for i, s in enumerate(case.shapes))
     return dataclasses.replace(case, shapes=shapes)
 
 

@@ -80,8 +80,8 @@ def distance(a: Tensor, b: Tensor) -> float:
 
 
 def assert_as_near(found: dict[str, Tensor], torchs: dict[str, Tensor], exact: dict[str, Tensor]) -> None:
-    """As near to fp64 as torch is: within four times its distance or a few roundings in every tensor (with
-    another order of sums one of ResNet-50's was at 3.1), and half as much again on average."""
+    """As near to fp64 as torch is: within three times its distance or a few roundings in every tensor, and
+    half as much again on average."""
     assert found.keys() == torchs.keys()
     distances = []
     for what, value in found.items():
@@ -92,7 +92,7 @@ def assert_as_near(found: dict[str, Tensor], torchs: dict[str, Tensor], exact: d
         if exact[what].double().norm() > 1e-6 and theirs < 0.25:
             ours = distance(value, exact[what])
             roundings = 64 * torch.finfo(value.dtype).eps if value.is_floating_point() else 0
-            assert ours <= 4 * theirs + roundings, what
+            assert ours <= 3 * theirs + roundings, what
             distances.append((ours, theirs))
     assert distances
     assert sum(o for o, _ in distances) <= 1.5 * sum(t for _, t in distances) + roundings

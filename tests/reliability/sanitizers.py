@@ -24,8 +24,13 @@ ROOT = Path(__file__).resolve().parents[2]
 # Where .ci/run leaves pytest's reports: <mode>-<number>.xml.
 REPORTS = ROOT / "build" / "simt-reports"
 # Not run: tests that start processes, which would not have the sanitized module, or compile; that ask how
-# long something takes; and those of torch's compilers, which take minutes for the same kernels.
-ELSEWHERE = ("install", "build", "doctor", "distributed", "reliability", "bench", "onnx", "simt", "triton")
+# long something takes; those of torch's compilers, which take minutes for the same kernels; and whole
+# networks, beside torch's distance from fp64: this build rounds otherwise (-O1), and one ReLU that turns
+# moves a gradient by ten times that.
+ELSEWHERE = (
+    *("install", "build", "doctor", "distributed", "reliability", "bench", "onnx", "simt", "triton"),
+    "networks",
+)
 CHOSEN = "not cuda-emulated and not costs_nothing and not compile and not export and not graph_breaks"
 EMULATED = {"asan": sanitized.FINDS["address"], "race": "races between threads, blocks and copies"}
 QUICK = tuple(f"emulation, {mode}" for mode in EMULATED)

@@ -11,7 +11,8 @@ large_statistics.py.
 
 Where it ends: a window of max pooling may span 2³⁰ elements of its plane, and an error says so beyond; so a
 row may not have more. (2³¹ − 1 is prime, a tensor of so many elements one row.) Interpolation makes axes of
-up to 2³¹ − 1: its cases have two rows, and 2³¹ − 4, 2³¹ and 2³¹ + 4 outputs.
+up to 2³¹ − 1: its cases have two rows, and 2³¹ − 4, 2³¹ and 2³¹ + 4 outputs; bilinear ones 64 rows, and
+2³¹ ∓ 128 outputs, since the CPU's table has some 110 bytes for each column (two rows: 118 GB).
 """
 
 from __future__ import annotations
@@ -202,7 +203,9 @@ def pieces(width: int, channels: int) -> list[tuple[int, int]]:
 def shape_of(full: Full, count: int, channels: int = 1) -> tuple[int, ...]:
     """Of x."""
     if full.ratio > 1:
-        return 1, channels, 2, (count + 3 * (count > EDGE)) // (4 * channels)
+        rows = 64 if "bilinear" in full.op else 2
+        upwards = (2 * rows - 1) * (count > EDGE)
+        return 1, channels, rows, (count + upwards) // (2 * rows * channels)
     rows = rows_of(full.op, count)
     return 1, channels, rows, count // (channels * rows)
 

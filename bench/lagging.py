@@ -22,7 +22,7 @@ import torch
 from bench import contenders, layers
 from bench.compare import read
 from bench.report import pairs, ratio
-from bench.rows import rows
+from bench.rows import Row, rows
 
 Record = dict[str, Any]
 SECTIONS = ("SpeedOfLight", "MemoryWorkloadAnalysis", "WarpStateStats", "Occupancy", "LaunchStats")
@@ -41,13 +41,19 @@ def lagging(records: list[Record], most: int) -> Iterator[tuple[float, Record]]:
             yield quotient, ours
 
 
+def row_of(record: Record, device: str) -> tuple[Row, torch.dtype]:
+    """What a record was measured on. (A row of strict fp32 may have the name of one in 16 bits.)"""
+    tf32 = record["dtype"] == "tf32"
+    dtype = torch.float32 if tf32 else next(d for d, name in layers.DTYPES.items() if name == record["dtype"])
+    alike = (r for r in rows(device, [1]) if str(r) == record["row"] and r.tf32 == tf32)
+    return next(r for r in alike if dtype in r.dtypes), dtype
+
+
 def once(record: Record, device: str) -> None:
     """One call of the case, the only one that ncu looks at."""
-    tf32 = record["dtype"] == "tf32"
-    (row,) = (r for r in rows(device, [1]) if str(r) == record["row"] and r.tf32 == tf32)
-    dtype = torch.float32 if tf32 else next(d for d, name in layers.DTYPES.items() if name == record["dtype"])
+    row, dtype = row_of(record, device)
     if device == "cuda":
-        torch.backends.cudnn.allow_tf32 = tf32
+        torch.backends.cudnn.allow_tf32 = row.tf32
     operands = layers.operands(row, dtype, layers.LAYOUTS[record["layout"]], device)
     work = layers.work_of(row, record["pass"], contenders.every(device)["fastops"], [operands])
     for _ in range(2):  # plans, and memory of the allocator

@@ -15,7 +15,7 @@ from fastops import _C
 from fastops.backends import DTYPES, launch
 from tests import simt
 from tests.conftest import device_of
-from tests.tolerance import assert_accurate
+from tests.tolerance import assert_accurate, terms_of_affine
 
 DTYPES_ = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 every_dtype = pytest.mark.parametrize("dtype", DTYPES_, ids=lambda d: str(d)[6:])
@@ -208,10 +208,9 @@ def test_backward(
         leaves = [t.detach().cpu().requires_grad_() for t in (call.x.to(to), w, call.b.to(w.dtype))]
         return torch.autograd.grad(normalised(*leaves), leaves, dy.to(to).cpu())
 
-    # What the sums have for terms, which may cancel.
     wide_x, wide_dy = call.x.cpu().double(), dy.cpu().double()
     normal = normalised(wide_x, wide_x.new_ones(shape[1]), wide_x.new_zeros(shape[1]))
-    sizes = {"w": (wide_dy * normal).abs().sum((0, 2, 3)), "b": wide_dy.abs().sum((0, 2, 3))}
+    sizes = dict(zip("wb", terms_of_affine(normal, wide_dy), strict=True))
     for name, theirs, exact in zip("xwb", reference(dtype), reference(torch.float64), strict=True):
         assert_accurate(ours[name].cpu(), theirs, exact, f"d{name}", sizes.get(name))
     again = backward(call, mean, invstd)

@@ -138,6 +138,13 @@ def test_lagging(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert lagging.main([str(run), "--ncu", str(tmp_path / "nowhere")]) == 2
 
 
+@pytest.mark.parametrize("row", ROWS, ids=str)
+def test_rows_are_found_by_their_records(row: Row) -> None:
+    for dtype in row.dtypes:
+        record = {"row": str(row), "dtype": "tf32" if row.tf32 else layers.DTYPES[dtype]}
+        assert lagging.row_of(record, "cuda") == (row, dtype)
+
+
 def test_a_row_that_fails_is_a_row() -> None:
     row = Conv("", 1, 8, 8, 3, 8, groups=3).row()
     found = list(

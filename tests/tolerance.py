@@ -45,6 +45,12 @@ def floor_with_terms(reference: Tensor, dtype: torch.dtype, terms: Tensor | None
     return floor
 
 
+def terms_of_affine(normal: Tensor, dy: Tensor) -> list[Tensor]:
+    """How large the terms are of batch norm's gradients of weight and bias, Σ |dy · x̂| and Σ |dy|."""
+    dims = [d for d in range(dy.dim()) if d != 1]
+    return [t.abs().sum(dims) for t in (dy * normal, dy)]
+
+
 def error_ratio(ours: Tensor, theirs: Tensor, reference: Tensor, terms: Tensor | None = None) -> float:
     """Our error ÷ (torch's error + half the rounding floor); above 2 it is too large."""
     error, torch_error = max_error(ours, reference), max_error(theirs, reference)

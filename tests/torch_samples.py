@@ -23,7 +23,7 @@ from torch.testing._internal.common_modules import module_db
 import fastops
 import fastops.functional as G
 from tests.cases import FUNCTIONS
-from tests.tolerance import assert_accurate, assert_same_layout
+from tests.tolerance import assert_accurate, assert_same_layout, terms_of_affine
 
 OPS = [*FUNCTIONS, "upsample_nearest", "upsample_bilinear"]
 INFOS = [
@@ -231,15 +231,13 @@ def to_double(t: Tensor) -> Tensor:
     return t.cpu().double() if t.dtype.is_floating_point else t.cpu()
 
 
-def statistics_terms(module: nn.Module, y: Tensor) -> list[Tensor]:
-    """How large the terms of the parameters' gradients are, Σ |dy · x̂| and Σ |dy|, by batch norm's output."""
+def parameter_terms(module: nn.Module, y: Tensor) -> list[Tensor]:
+    """How large the terms of batch norm's gradients of parameters are; from its output, in fp64."""
     if not isinstance(module, nn.BatchNorm2d) or module.weight is None or not y.numel():
         return []
-    dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).abs()
-    shape = (1, -1, 1, 1)
-    normal = y if module.bias is None else y - module.bias.detach().view(shape)
-    terms = [dy * (normal / module.weight.detach().view(shape)).abs(), dy]
-    return [t.sum((0, 2, 3)) for t in terms][: len(list(module.parameters()))]
+    dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(1))  # forward_backward's
+    weight, bias = (0 if t is None else t.detach().view(1, -1, 1, 1) for t in (module.weight, module.bias))
+    return terms_of_affine((y - bias) / weight, dy)[: len(list(module.parameters()))]
 
 
 def compare_module(
@@ -267,7 +265,7 @@ def compare_module(
     reference, reference_grads = forward_backward(copy.deepcopy(theirs).double(), sample, to_double)
     t_values, t_grads = forward_backward(theirs, sample, Tensor.cpu)
     o_values, o_grads = forward_backward(ours, sample)
-    of_parameters = statistics_terms(theirs, reference[0])
+    of_parameters = parameter_terms(theirs, reference[0])
     grad_terms = [None] * (len(o_grads) - len(of_parameters)) + of_parameters
     for what, ours_, theirs_, exact, terms in (
         ("output", o_values, t_values, reference, [None] * len(o_values)),

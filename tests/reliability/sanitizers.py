@@ -28,7 +28,15 @@ REPORTS = ROOT / "build" / "simt-reports"
 # networks, beside torch's distance from fp64: this build rounds otherwise (-O1), and one ReLU that turns
 # moves a gradient by ten times that.
 ELSEWHERE = (
-    *("install", "build", "doctor", "distributed", "reliability", "bench", "onnx", "simt", "triton"),
+    "install",
+    "build",
+    "doctor",
+    "distributed",
+    "reliability",
+    "bench",
+    "onnx",
+    "simt",
+    "triton",
     "networks",
 )
 CHOSEN = "not cuda-emulated and not costs_nothing and not compile and not export and not graph_breaks"

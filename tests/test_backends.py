@@ -151,3 +151,28 @@ def test_importing_is_quick() -> None:
     program = "import torch, sys; before = {*sys.modules}; import fastops; print(*({*sys.modules} - before))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert not {"torch._dynamo", "torch._inductor"} & {*done.stdout.split()}
+
+
+WITHOUT_NUMPY = """
+import importlib, pkgutil, sys
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "numpy":
+            raise ModuleNotFoundError(name, name=name)
+
+sys.meta_path.insert(0, Missing())
+import torch, fastops
+from fastops.backends import triton
+for one in pkgutil.walk_packages(fastops.__path__, "fastops."):
+    if "triton" not in one.name or triton.why_unavailable() is None:
+        importlib.import_module(one.name)
+assert "numpy" not in sys.modules
+fastops.BatchNorm2d(3)(torch.rand(2, 3, 4, 4)).sum().backward()
+"""
+
+
+def test_torch_is_all_that_is_needed() -> None:
+    """torch itself does without numpy; so fastops does, Triton's kernels too."""
+    done = subprocess.run([sys.executable, "-c", WITHOUT_NUMPY], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

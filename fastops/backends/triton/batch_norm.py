@@ -7,7 +7,9 @@ result per channel; one that combines these, in fp64 and in a fixed order; one e
 
 from __future__ import annotations
 
-import numpy as np
+import math
+from ctypes import c_float
+
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -245,8 +247,8 @@ def backward_kernel(
 
 def in_two(name: str, value: float) -> dict[str, float]:
     """A number as the sum of two of fp32, which is what kernels take numbers as."""
-    most = float(np.float32(value))
-    return {name: most, name + "_REST": value - most}
+    most = c_float(value).value
+    return {name: most, name + "_REST": value - most if math.isfinite(most) else 0.0}
 
 
 def slab_of(p: _C.BatchNormParams) -> Slab:

@@ -2,7 +2,8 @@
 # make test   the test suite (ARGS="-k pool" and the like are handed to pytest)
 # make bench  fastops beside torch, row by row (ARGS="--rows max" and the like; python -m bench --help)
 # make gpu    the tests that need a GPU, and compute-sanitizer over some of them
-# make reliability  the scoreboard of docs/reliability.md, written anew; hours, a few minutes with ARGS=--quick
+# make reliability  the scoreboard of docs/reliability.md, written anew; hours. With ARGS=--quick some minutes,
+#             and build/reliability.md
 # make lint   style of Python and C++
 # make clean  removes what these made
 #

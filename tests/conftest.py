@@ -83,6 +83,11 @@ def pytest_itemcollected(item: Any) -> None:
         item.add_marker("long")
 
 
+def pytest_collection_modifyitems(items: list[Any]) -> None:
+    """First what takes a minute a test: at the end (`-n 2`) one process would wait for the other."""
+    items.sort(key=lambda item: item.path.name != "test_triton.py")
+
+
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     reason = simt.why_unavailable()
     if reason is not None:

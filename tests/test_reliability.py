@@ -43,6 +43,12 @@ def test_the_page_is_what_the_records_give() -> None:
         assert report.PAGE.read_text() == report.page(report.read(report.DATA))
 
 
+def test_readme_says_what_the_records_give() -> None:
+    """Write it there."""
+    wanted = f"{report.headline(report.read(report.DATA))} ([docs/reliability.md](docs/reliability.md))"
+    assert wanted in (report.ROOT / "README.md").read_text()
+
+
 def test_nothing_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     status, record = run(tmp_path, monkeypatch, "tally(what='a', asked='b', cases=3, failed=0, skipped=0)")
     assert status == 0 and record["ended"] == "" and record["tallies"][0]["cases"] == 3

@@ -247,17 +247,21 @@ def compare(call: Call, backends: list[str]) -> None:
 
 
 def agree_among_themselves(call: Call, tensors: list[Tensor | None], backends: list[str]) -> None:
-    """All backends, and the CPU's where it is another, raise the same or compute results of one shape."""
-    raised = []
+    """All backends, and the CPU's where it is another, raise the same or compute the same."""
+    raised, results = [], []
     backends = list(dict.fromkeys([*(["cpu"] if "cpu" in BACKENDS else []), *backends]))
     for backend in backends:
         try:
             with fastops.backend(backend):
                 y = first(run(G, call, moved(call, tensors, backend), None).outputs)
             raised.append(f"computes {tuple(y.shape)}")
+            results.append(y.double())
         except Exception as error:
             raised.append(f"raises {type(error).__name__}")
     assert len(set(raised)) == 1, f"backends differ: {dict(zip(backends, raised, strict=True))}"
+    for backend, y in zip(backends, results, strict=False):  # without results where all raise
+        far = y.isfinite() & ((y - results[0]).abs() > 1e-2 * (1 + results[0].abs()))
+        assert not far.any() and torch.equal(y.isfinite(), results[0].isfinite()), f"{backend}: other values"
 
 
 def refuses(call: Call, tensors: list[Tensor | None], backend: str, error: Exception) -> None:

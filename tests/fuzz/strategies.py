@@ -6,11 +6,15 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from tests.cases.interpolate import TORCH_HAS_LANCZOS
 from tests.fuzz.call import FORMS, VALUES, Call
 
 Draw = Any
 FLOATING = ("float32", "bfloat16", "float64", "float16")
-MODES = ("nearest", "nearest-exact", "bilinear", "bicubic", "area")
+MODES = (
+    *("nearest", "nearest-exact", "bilinear", "bicubic", "area"),
+    *(("lanczos",) if TORCH_HAS_LANCZOS else ()),
+)
 
 
 class Sizes:
@@ -174,6 +178,8 @@ def interpolate(draw: Draw, sizes: Sizes, op: str) -> Call:
         options |= some(draw, dict(recompute_scale_factor=st.booleans()))
     if mode in ("bilinear", "bicubic"):
         options |= some(draw, dict(align_corners=st.booleans(), antialias=st.booleans()))
+    if mode == "lanczos":  # neither torch nor fastops has it without antialiasing
+        options["antialias"] = draw(st.sampled_from((True, True, True, False)))
     return finish(draw, op, (x,), options)
 
 

@@ -97,12 +97,17 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="a few cases of each kind: for every commit")
     parser.add_argument("--only", nargs="+", metavar="SECTION[:PROCESS]", default=list(SECTIONS))
     parser.add_argument("--jobs", type=int, default=1, help="processes at a time, which begin in this order")
-    parser.add_argument("--out", type=Path, default=report.DATA, help="where the records are kept")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="where the records are kept, and beside them the page: docs, or build if --quick",
+    )
     parser.add_argument("--child", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
         child(*arguments.child.split(":"), arguments.quick, arguments.out)
         return 0
+    out = arguments.out or (report.QUICK if arguments.quick else report.DATA)
     lock = threading.Lock()
     machine = report.machine()
 
@@ -111,13 +116,12 @@ def main() -> int:
         record = {**run(*which, arguments.quick), **machine}
         with lock:
             print(report.summary(record), flush=True)
-            report.keep(arguments.out, record)
+            report.keep(out, record)
         return not record["ended"] and not any(t.get("failed") for t in record["tallies"])
 
     with ThreadPoolExecutor(arguments.jobs) as pool:
         passed = list(pool.map(one, chosen(arguments.only, arguments.quick)))
-    if arguments.out == report.DATA:
-        report.PAGE.write_text(report.page(report.read(report.DATA)))
+    out.with_suffix(".md").write_text(report.page(report.read(out)))
     return int(not all(passed))
 
 

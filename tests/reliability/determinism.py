@@ -1,8 +1,10 @@
 """Results that are equal bit for bit, forward and every gradient, whatever is not the input.
 
-A case is one call of the tests' tables, forward and backward, compared with the first such call. Goals:
+A case is one call of the tests' tables, forward and backward, compared with the first such call, in fp32 and
+in bf16, in either layout; in the emulation six of an op's cases, in the interpreter small ones. Goals:
 
-- the same call again, in memory that holds NaNs, and bytes of 0xFF in the kernels' scratch memory, before it;
+- the same call again, a hundred times (in the interpreter ten), in memory that holds NaNs, and bytes of 0xFF
+  in the kernels' scratch memory, before it;
 - 1, 2, 3 and 5 threads, which small cases use, too;
 - in the emulation of CUDA: threads of a block in other orders, asynchronous copies early and late;
 - tensors that begin 1 to 7 elements into their memory;
@@ -40,6 +42,7 @@ from tests.reliability.calls import (
     same_bits,
     some,
 )
+from tests.reliability.report import NOT_ASKED
 from tests.reliability.tally import Skip, Tally
 
 INTERPRETED = True
@@ -282,7 +285,7 @@ def alone(batch: Batch) -> bool:
 def of_batches(op: str, chosen: list[Case], backend: str, quick: bool) -> Iterator[Tally]:
     places = Tally(op, "other places in the batch", backend)
     neighbours = Tally(op, "other neighbours in the batch", backend)
-    single = Tally(op, "an image alone: counted, not asked", backend)
+    single = Tally(op, f"an image alone: {NOT_ASKED}", backend)
     different = 0
     for case, dtype, channels_last in of(chosen, quick):
         where = f"{case} {name(dtype)}{' channels_last' if channels_last else ''}"
@@ -306,7 +309,7 @@ STAGES = ((64, 56), (128, 28), (256, 14), (512, 7))
 
 def of_networks(backend: str, quick: bool) -> Tally:
     """How often an image of a network's convolution alone has other bits than in its batch."""
-    line = Tally("conv2d of networks", "an image alone: counted, not asked", backend)
+    line = Tally("conv2d of networks", f"an image alone: {NOT_ASKED}", backend)
     found: list[str] = []
     for (channels, size), kernel, stride in itertools.product(STAGES, (1, 3), (1, 2)):
         shapes = (1, channels, size, size), (channels, channels, kernel, kernel)

@@ -5,17 +5,19 @@ a dtype, values (ties, zeros, NaN and infinities for pooling) and tensors that l
 ways: contiguous, channels_last, transposed, sliced, expanded, off their storage's start, dimensions reversed.
 It must give torch's values and gradients, with an error against fp64 of at most twice torch's plus a rounding
 floor, torch's indices, torch's layout; or raise, where torch does, and nowhere else; and leave its inputs
-alone. All backends are compared with the same reference, and so with each other. Emulated and interpreted
-backends get fewer and smaller calls. Where fastops differs from torch on purpose, or torch is wrong, the call
-counts as skipped, with the reason.
+alone. All backends are compared with the same reference, and so with each other: some small calls are the
+same for all, the rest are a backend's own. Emulated and interpreted backends get fewer, and small ones only.
+Where fastops differs from torch on purpose, or torch is wrong, the call counts as skipped, with the reason,
+and the backend must do what the CPU's does.
 
-The note has the seeds: `tests.fuzz.runner.search(op, 250, seed, ...)` repeats a batch. A failure is printed
-as the smallest call that hypothesis finds to have it, and belongs into tests/fuzz/past.py, whose calls are
-asked first.
+The note has the seeds, which are others in every long run: `tests.fuzz.runner.search(op, 250, seed, small,
+...)` repeats a batch. A failure is printed as the smallest call that hypothesis finds to have it, and belongs
+into tests/fuzz/past.py, whose calls are asked first.
 """
 
 from __future__ import annotations
 
+import random
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -35,6 +37,8 @@ from tests.reliability.tally import KEPT, Skip, Tally
 INTERPRETED = True
 
 BATCH = 250  # calls of one seed
+SEEDS = 1000  # of a backend
+COMMON = 0  # the seed of the calls that all backends get
 ASKED = "torch's values, gradients, layout, or error"
 LONGEST = 300  # seconds of one call
 PAST_LINE = "calls that failed once"
@@ -50,13 +54,23 @@ def count(backend: str, quick: bool) -> int:
     return 25 if quick else 2500
 
 
+def batches(backend: str, quick: bool, first: int) -> list[tuple[int, int, bool]]:
+    """Seeds, how many calls of each, and whether these are small. (The same number of the common ones for
+    all: it decides what hypothesis draws.)"""
+    calls, common = count(backend, quick), 2 if quick else 50
+    own = [min(BATCH, calls - done) for done in range(common, calls, BATCH)]
+    return [(COMMON, common, True), *((first + i, n, is_slow(backend)) for i, n in enumerate(own))]
+
+
 def run(quick: bool) -> Iterator[Tally]:
-    for backend in runnable():
+    run_of_seeds = 0 if quick else random.SystemRandom().randrange(1, 1 << 30)
+    for number, backend in enumerate(runnable()):
+        first = SEEDS * (100 * run_of_seeds + number) + 1
         start = 0
         while start < len(LINES):
             call = "no call yet"
             try:
-                for message in messages(tallies, backend, quick, start, longest=LONGEST):
+                for message in messages(tallies, backend, quick, first, start, longest=LONGEST):
                     if isinstance(message, Tally):
                         start += 1
                         yield message
@@ -70,17 +84,21 @@ def run(quick: bool) -> Iterator[Tally]:
                 yield tally
 
 
-def tallies(say: Callable[[Tally | str], None], backend: str, quick: bool, start: int) -> None:
-    """In a process of its own: the lines from a number on; and before each call, what it is."""
+def tallies(say: Callable[[Tally | str], None], backend: str, quick: bool, first: int, start: int) -> None:
+    """In a process of its own: the lines from a number on; and before each call, what it is. `first`: the
+    first of the backend's own seeds."""
     warnings.simplefilter("ignore")  # torch's, of empty tensors and the like
     torch.set_num_threads(1)
+
+    own = batches(backend, quick, first)
 
     def ask(call: Call) -> None:
         say(repr(call))
         check(call, [backend])
 
     for line in LINES[start:]:
-        say(past(backend, ask) if line == PAST_LINE else fuzzed(line, backend, count(backend, quick), ask))
+        found = past(backend, ask) if line == PAST_LINE else fuzzed(line, backend, own, ask)
+        say(found)
 
 
 def past(backend: str, ask: Callable[[Call], None]) -> Tally:
@@ -91,9 +109,8 @@ def past(backend: str, ask: Callable[[Call], None]) -> Tally:
     return tally
 
 
-def fuzzed(op: str, backend: str, calls: int, ask: Callable[[Call], None]) -> Tally:
-    seeds = range(-(-calls // BATCH))
-    tally = Tally(op, ASKED, backend, note=f"seeds 0 to {seeds[-1]}" if len(seeds) > 1 else "seed 0")
+def fuzzed(op: str, backend: str, parts: list[tuple[int, int, bool]], ask: Callable[[Call], None]) -> Tally:
+    tally = Tally(op, ASKED, backend, note=f"seeds {COMMON}, {parts[1][0]} to {parts[-1][0]}")
     skipped: list[str] = []
 
     def judge(call: Call) -> None:
@@ -102,8 +119,8 @@ def fuzzed(op: str, backend: str, calls: int, ask: Callable[[Call], None]) -> Ta
         except Skip as skip:
             skipped.append(str(skip))
 
-    for seed in seeds:
-        asked, failure = search(op, min(BATCH, calls), seed, is_slow(backend), judge)
+    for seed, calls, small in parts:
+        asked, failure = search(op, calls, seed, small, judge)
         tally.cases += asked
         if failure:
             tally.failed += 1

@@ -14,12 +14,14 @@ from tests.reliability import SECTIONS
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT / "docs" / "reliability.jsonl"
 PAGE = ROOT / "docs" / "reliability.md"
+QUICK = ROOT / "build" / "reliability.jsonl"  # a quick run's: it takes no long one's place
 
 HEAD = """# Reliability
 
 Written by `make reliability` from [reliability.jsonl](reliability.jsonl); nothing here is typed by hand.
 A case is one call, or one comparison, that could fail. Skipped ones are not among the cases.
 """
+NOT_ASKED = "counted, not asked"  # in a line's `asked`: nothing there is a failure
 COLUMNS = ("what", "asked", "backend", "dtype", "layout", "cases", "failed", "skipped", "worst", "note")
 
 
@@ -47,6 +49,13 @@ def keep(path: Path, run: dict[str, Any]) -> None:
 
 def total(run: dict[str, Any], key: str) -> int:
     return sum(t.get(key, 0) for t in run["tallies"])
+
+
+def headline(runs: list[dict[str, Any]]) -> str:
+    """What README says of all runs together: of what could fail."""
+    asked = [t for run in runs for t in run["tallies"] if NOT_ASKED not in t["asked"]]
+    cases, failed = (sum(t.get(key, 0) for t in asked) for key in ("cases", "failed"))
+    return f"{cases:,} cases, {failed:,} failed"
 
 
 def summary(run: dict[str, Any]) -> str:
@@ -93,6 +102,7 @@ def page(runs: list[dict[str, Any]]) -> str:
     lines += table(
         ["section", "form", "cases", "failed", "skipped", "seconds", "date", "commit", "ended"], rows
     )
+    lines += ["", f"In all {headline(runs)}. Cases of the CPU's kernels run for each instruction set."]
     for section in dict.fromkeys(run["section"] for run in runs):
         of_section = [run for run in runs if run["section"] == section]
         first = of_section[0]

@@ -1,9 +1,12 @@
 """Sanitizers over every kernel. A case is a test of the suite; a failure is a test that fails, or something
 that the tool finds. The goal is none.
 
-- *CPU kernels*: address and undefined-behaviour sanitizers (GCC). Race detector (GCC): every call on threads
+- *CPU kernels*: address and undefined-behaviour sanitizers (GCC), without the search for leaks, which Python
+  and torch have. Race detector (GCC): every call on threads
   made by the kernels' own `csrc/threads.cpp`, since the detector does not understand the OpenMP runtime that
-  torch brings. In the long form only.
+  torch brings. In the long form only. Not run are tests that start processes or compile, which would not have
+  the sanitized module; that ask how long something takes; of torch's compilers; of whole networks; and of
+  files that are not about the CPU's kernels (`ELSEWHERE` in the source).
 - *CUDA kernels* in the emulation (`docs/emulation.md`): the same sanitizers, and a race detector that knows
   blocks and warps. The quick form counts what continuous integration has run just before, or runs one file.
 

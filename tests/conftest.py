@@ -33,6 +33,10 @@ elif simt.why_unavailable() is None:
     _backends.NUMBERS_TAPS.add(simt.NAME)
 
 
+# Those that emulate or interpret a GPU.
+SLOW = (simt.NAME, interpreter.NAME)
+
+
 def device_of(backend: str) -> str:
     """The device whose tensors a backend works on."""
     return _backends.BACKENDS[backend].device_type
@@ -77,9 +81,17 @@ def threads() -> Iterator[None]:
 
 
 def pytest_itemcollected(item: Any) -> None:
-    """What takes the interpreter seconds, it does in the long sweep only."""
-    case = getattr(getattr(item, "callspec", None), "params", {}).get("case")
-    if interpreter.IS_ON and (getattr(case, "large", False) or interpreter.SLOW.search(item.name)):
+    """What takes the interpreter seconds, it does in the long sweep only; likewise the emulation, of which
+    the large cases' values are always asked."""
+    params = getattr(getattr(item, "callspec", None), "params", {})
+    large = getattr(params.get("case"), "large", False)
+    if interpreter.IS_ON and (large or interpreter.SLOW.search(item.name)):
+        item.add_marker("long")
+    if (
+        large
+        and params.get("backend") == simt.NAME
+        and item.originalname in ("test_repeatable", "test_odd_strides")
+    ):
         item.add_marker("long")
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 
 from fastops.backends import BACKENDS
-from tests import conftest as _registers  # noqa: F401  (every backend that this machine can run)
-from tests import interpreter, simt
+from tests.conftest import SLOW  # (registers every backend that this machine can run)
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 LAYOUTS = ("contiguous", "channels_last")
@@ -23,7 +22,7 @@ def runnable() -> list[str]:
 
 def is_slow(backend: str) -> bool:
     """Whether it emulates or interprets a GPU: small shapes, fewer cases."""
-    return backend in (simt.NAME, interpreter.NAME)
+    return backend in SLOW
 
 
 def name(dtype: torch.dtype) -> str:

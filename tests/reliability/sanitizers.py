@@ -69,7 +69,7 @@ def emulated(mode: str, quick: bool) -> Tally:
         return tally
     if quick and (found := reported(tally, mode)):
         return found
-    some = ["tests/test_regressions.py"] if quick else ["tests"]
+    some = ["tests/test_regressions.py"] if quick else ["tests", "-m", "long or not long"]
     return suite.run(tally, [sys.executable, "-m", "tests.simt", mode, *some, "-k", simt.NAME], ROOT)
 
 

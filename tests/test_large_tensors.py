@@ -99,9 +99,10 @@ def values(count: int, device: str) -> Tensor:
     return (torch.randint(1, 100, (count,), generator=generator) / 4).to(device, DTYPE)
 
 
-def pooling(channels: int, index: _C.IndexType = _C.IndexType.i64) -> _C.PoolParams:
-    """Pairs of neighbours in a row."""
+def pooling(channels: int, adaptive: bool) -> _C.PoolParams:
+    """Pairs of neighbours in a row: also what adaptive pooling to half the size has."""
     return _C.PoolParams(
+        adaptive=adaptive,
         dtype=_C.DType.bf16,
         channels_last=channels > 1,
         n=1,
@@ -113,13 +114,14 @@ def pooling(channels: int, index: _C.IndexType = _C.IndexType.i64) -> _C.PoolPar
         pad=(0, 0, 0),
         dilation=(1, 1, 1),
         count_include_pad=True,
-        positions=index,
+        positions=_C.IndexType.i64,
     )
 
 
 OUTPUTS, INPUTS = ROWS * COLUMNS // 2, ROWS * COLUMNS
 # channels 8: of channels_last, 16 bytes of bf16 per thread.
 every_layout = pytest.mark.parametrize("channels", [1, 8], ids=["nchw", "nhwc"])
+with_adaptive = pytest.mark.parametrize("adaptive", [False, True], ids=["windows", "adaptive"])
 
 
 def elements(packs: Tensor, channels: int) -> Tensor:
@@ -134,46 +136,49 @@ def pair_of(o: Tensor, channels: int) -> tuple[Tensor, Tensor]:
     return first, first + channels
 
 
+@with_adaptive
 @every_layout
-def test_avg_pool(channels: int, machine: Emulated | OnGpu) -> None:
+def test_avg_pool(channels: int, adaptive: bool, machine: Emulated | OnGpu) -> None:
     x, y = machine.zeros((INPUTS,)), machine.zeros((OUTPUTS,))
     o = elements(items(OUTPUTS // channels, machine.device), channels)
     a, b = pair_of(o, channels)
     x[a], x[b] = values(len(o), machine.device), values(len(o), machine.device).flip(0)
-    machine.launch("avg_pool", pooling(channels), x, y)
+    machine.launch("avg_pool", pooling(channels, adaptive), x, y)
     assert o.max() >= 2**31 and torch.equal(y[o], ((x[a].float() + x[b].float()) / 2).to(DTYPE))
 
 
+@with_adaptive
 @every_layout
-def test_avg_pool_adjoint(channels: int, machine: Emulated | OnGpu) -> None:
+def test_avg_pool_adjoint(channels: int, adaptive: bool, machine: Emulated | OnGpu) -> None:
     dy, dx = machine.zeros((OUTPUTS,)), machine.zeros((INPUTS,))
     i = elements(items(INPUTS // channels, machine.device), channels)
     o = i // channels // 2 * channels + i % channels
     dy[o] = values(len(o), machine.device)
-    machine.launch("avg_pool_adjoint", pooling(channels), dy, dx)
+    machine.launch("avg_pool_adjoint", pooling(channels, adaptive), dy, dx)
     assert i.max() >= 2**32 and torch.equal(dx[i], dy[o] / 2)
 
 
+@with_adaptive
 @every_layout
-def test_max_pool_gather_and_scatter_add(channels: int, machine: Emulated | OnGpu) -> None:
+def test_max_pool_gather_and_scatter_add(channels: int, adaptive: bool, machine: Emulated | OnGpu) -> None:
     x, y = machine.zeros((INPUTS,)), machine.zeros((OUTPUTS,))
     positions = machine.zeros((OUTPUTS,), torch.int64)
     o = elements(items(OUTPUTS // channels, machine.device), channels)
     a, b = pair_of(o, channels)
     x[a], x[b] = values(len(o), machine.device), values(len(o), machine.device).flip(0)
-    machine.launch("max_pool", pooling(channels), x, y, positions)
+    machine.launch("max_pool", pooling(channels, adaptive), x, y, positions)
     first = x[a] >= x[b]
     assert torch.equal(y[o], torch.where(first, x[a], x[b]))
     assert torch.equal(positions[o], 2 * (o // channels) + ~first)
     y[o] = 0
-    machine.launch("gather", pooling(channels), x, positions, y)
+    machine.launch("gather", pooling(channels, adaptive), x, positions, y)
     assert torch.equal(y[o], torch.where(first, x[a], x[b]))
     i = elements(items(INPUTS // channels, machine.device), channels)
     o = i // channels // 2 * channels + i % channels
     y[o] = values(len(o), machine.device)
     positions[o] = 2 * (o // channels) + (o % 3 == 0)
     dx = machine.zeros((INPUTS,))
-    machine.launch("scatter_add", pooling(channels), y, positions, dx)
+    machine.launch("scatter_add", pooling(channels, adaptive), y, positions, dx)
     assert torch.equal(dx[i], torch.where(positions[o] == i // channels, y[o], 0))
 
 
@@ -211,13 +216,14 @@ def resizing(channels: int, filter: _C.Filter) -> _C.InterpolateParams:
     )
 
 
+@pytest.mark.parametrize("filter", [_C.Filter.nearest, _C.Filter.nearest_exact], ids=["nearest", "exact"])
 @every_layout
-def test_nearest(channels: int, machine: Emulated | OnGpu) -> None:
+def test_nearest(channels: int, filter: _C.Filter, machine: Emulated | OnGpu) -> None:
     small, large = machine.zeros((OUTPUTS,)), machine.zeros((INPUTS,))
     i = elements(items(INPUTS // 8, machine.device), 8)
     o = i // channels // 2 * channels + i % channels
     small[o] = values(len(o), machine.device)
-    params = resizing(channels, _C.Filter.nearest)
+    params = resizing(channels, filter)
     machine.launch("interpolate_nearest", params, small, large)
     assert torch.equal(large[i], small[o])
     o = elements(items(OUTPUTS // 8, machine.device), 8)  # 16 bytes of pixels, or of channels
@@ -227,11 +233,14 @@ def test_nearest(channels: int, machine: Emulated | OnGpu) -> None:
     assert torch.equal(small[o], (large[a].float() + large[b].float()).to(DTYPE))
 
 
+@pytest.mark.parametrize("antialias", [False, True], ids=["plain", "antialias"])
 @every_layout
-def test_linear(channels: int, machine: Emulated | OnGpu) -> None:
-    """Output 2k has 3/4 of input k and 1/4 of the one before it, output 2k + 1 of the one after."""
+def test_linear(channels: int, antialias: bool, machine: Emulated | OnGpu) -> None:
+    """Output 2k has 3/4 of input k and 1/4 of the one before it, output 2k + 1 of the one after; antialiasing
+    changes nothing where images grow."""
     small, large = machine.zeros((OUTPUTS,)), machine.zeros((INPUTS,))
     params = resizing(channels, _C.Filter.linear)
+    params.antialias = antialias
     row = COLUMNS // channels // 2
     i = elements(items(INPUTS // channels, machine.device), channels)
     k, channel = i // channels // 2, i % channels
@@ -335,10 +344,38 @@ def test_direct_conv(channels: int, stride: int, nhwc: bool, machine: Emulated |
 
 
 @pytest.mark.parametrize("nhwc", [False, True], ids=["nchw", "nhwc"])
-def test_direct_weight_grad(nhwc: bool, machine: Emulated | OnGpu) -> None:
+def test_depthwise_conv(nhwc: bool, machine: Emulated | OnGpu) -> None:
+    """So many channels that the last block has the last ones' last pixels."""
+    channels, size, some = 2**18 + 2**14, (64, 128), 8
+    params = direct_conv(channels, size, 1, channels, nhwc)
+    params.kernel_family = _C.ConvKernel.depthwise
+    x, y = images(machine, channels, size, nhwc), images(machine, channels, size, nhwc)
+    assert x.numel() > 2**31
+    w = machine.zeros((channels, 1, 3, 3))
+    w[-1] = values(9, machine.device).view(3, 3)
+    x[0, -1] = values(x[0, -1].numel(), machine.device).view(size)
+    machine.launch("conv", params, x, w, None, y)
+    expected = F.conv2d(x[:, -1:].cpu().double(), w[-1:].cpu().double(), padding=1)[0, 0]
+    found = y[0, -1, -1, -some:].cpu().double()
+    torch.testing.assert_close(found, expected[-1, -some:], rtol=1e-2, atol=1e-2)
+    y[0, -1] = values(y[0, -1].numel(), machine.device).view(size).flip(0)
+    machine.launch("conv_input_grad", params, y, w, None, x)
+    expected = F.conv_transpose2d(y[:, -1:].cpu().double(), w[-1:].cpu().double(), padding=1)[0, 0]
+    found = x[0, -1, -1, -some:].cpu().double()
+    torch.testing.assert_close(found, expected[-1, -some:], rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    "family", [_C.ConvKernel.direct, _C.ConvKernel.depthwise], ids=["direct", "depthwise"]
+)
+@pytest.mark.parametrize("nhwc", [False, True], ids=["nchw", "nhwc"])
+def test_direct_weight_grad(nhwc: bool, family: _C.ConvKernel, machine: Emulated | OnGpu) -> None:
     """So many groups that the last block has the last one, all of it."""
     groups, size = 2**18 + 2**14, (64, 128)
     params = direct_conv(groups, size, 1, groups, nhwc)
+    params.kernel_family = family
+    if isinstance(machine, Emulated) and nhwc and family is _C.ConvKernel.depthwise:
+        pytest.skip("the last block adds up what the others found")
     x, dy = images(machine, groups, size, nhwc), images(machine, groups, size, nhwc)
     assert x.numel() > 2**31
     x[0, -1] = values(x[0, -1].numel(), machine.device).view(size)

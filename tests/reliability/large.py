@@ -9,10 +9,14 @@ gradients: in the long form, where there is the memory. Those of adaptive poolin
 interpolation, weights of convolution and statistics are in large_few.py, large_local.py and
 large_statistics.py.
 
-Where it ends: a window of max pooling may span 2³⁰ elements of its plane, and an error says so beyond; so a
-row may not have more. (2³¹ − 1 is prime, a tensor of so many elements one row.) Interpolation makes axes of
-up to 2³¹ − 1: its cases have two rows, and 2³¹ − 4, 2³¹ and 2³¹ + 4 outputs; bilinear ones 64 rows, and
-2³¹ ∓ 128 outputs, since the CPU's table has some 110 bytes for each column (two rows: 118 GB).
+Where it ends: the emulation's tensors have one size, beyond 2³¹; bicubic resizing is not among them, whose
+two passes are not seen in one block, nor the convolutions for Hopper and by Toeplitz matrices. Triton's
+kernels have no case here (tests/test_triton.py asks when their indices are wide, and runs wide ones on small
+tensors). Adaptive pooling and unpooling on the CPU are beyond 2³¹, not at the edges. A window of max pooling
+may span 2³⁰ elements of its plane, and an error says so beyond; so a row may not have more. (2³¹ − 1 is
+prime, a tensor of so many elements one row.) Interpolation makes axes of up to 2³¹ − 1: its cases have two
+rows, and 2³¹ − 4, 2³¹ and 2³¹ + 4 outputs; bilinear ones 64 rows, and 2³¹ ∓ 128 outputs, since the CPU's
+table has entries for each column.
 """
 
 from __future__ import annotations

@@ -6,8 +6,10 @@ them: everything there, nothing else, no path of the machine that built them, `t
 builds wheels from the sdist in pip's isolated environments: twice, in two folders, which must give the same
 bytes; and for each version of Python, from the sdist and from a wheel, in environments without fastops,
 where each op is tried against torch (`tests/smoke.py`) and `fastops.doctor` must be content; and with the
-oldest and newest torch that is meant to work, the quick part of the suite. Wheels for other machines come of
-`.github/workflows/wheels.yml`, which nobody has run yet; CUDA kernels are in none of the long form's builds.
+oldest torch that is meant to work on the oldest Python, and with the newest on the newest, six files of the
+suite: every case against torch, pooling, convolution, batch norm, interpolation, usage. Wheels for other
+machines come of `.github/workflows/wheels.yml`, which nobody has run yet; CUDA kernels are in none of the
+long form's builds.
 """
 
 from __future__ import annotations
@@ -151,7 +153,7 @@ FAST = {"FASTOPS_CUDA": "0", "CXXFLAGS": os.environ.get("CXXFLAGS", "-O1")}
 
 
 def run_suite(python: Path, folder: Path, tally: Tally) -> Tally:
-    """The quick part of the suite, on what is installed."""
+    """Six files of the suite, on what is installed."""
     here = folder / "suite"
     for name in ("tests", "bench", "examples"):
         shutil.copytree(ROOT / name, here / name, dirs_exist_ok=True)
@@ -196,7 +198,7 @@ def installed(version: str, folder: Path) -> Iterator[Tally]:
         smoke(python, folder)
     yield tally
     if version in (PYTHONS[0], PYTHONS[-1]) and not tally.failed and not tally.skipped:
-        tally = Tally("suite, quick part", "passes", "cpu", note=f"torch {torch}, Python {version}")
+        tally = Tally("suite, six files", "passes", "cpu", note=f"torch {torch}, Python {version}")
         yield run_suite(python, folder, tally)
 
 

@@ -537,3 +537,34 @@ def test_too_large(backend: str) -> None:
     x = torch.zeros(1, device=device_of(backend))
     with pytest.raises(ValueError, match="beyond what the kernels count in 32 bits"):
         run("conv", params, x, x, None, x, backend=backend)
+
+
+@backends
+@every_layout
+@pytest.mark.parametrize("kernel", FAMILIES, ids=str)
+def test_no_images(kernel: Any, channels_last: bool, backend: str) -> None:
+    """Gradients of weights are zeros then, whatever the plan names; there is no grid of no blocks."""
+    dtype = torch.float16 if kernel in (K.hopper, K.toeplitz) else torch.float32
+    call = make(FAMILIES[kernel][0], dtype, False, channels_last, kernel, device_of(backend))
+    call.params.n = 0
+    if not _C.conv_kernel_serves(kernel, call.params, _C.ConvPass.weight_grad, GPU):
+        pytest.skip("not a pass of this family")
+    dw, db = call.empty(call.w), call.empty(call.b)
+    run("conv_weight_grad", call.params, call.dy[:0], call.x[:0], dw, db, backend=backend)
+    assert dw.count_nonzero() == 0 and db.count_nonzero() == 0
+
+
+@backends
+@pytest.mark.parametrize("op", ["conv", "conv_input_grad", "conv_weight_grad"])
+def test_no_depth(op: str, backend: str) -> None:
+    """Outputs of a second plane, which padding could explain: the kernels would read beside the first."""
+    call = make(EDGES, torch.float32, False, False, K.direct, device_of(backend))
+    call.params.out = (2, *call.params.out[1:])
+    dy, x, w = torch.cat([call.dy, call.dy]), call.x.clone(), call.w.clone()
+    tensors = {
+        "conv": (x, w, None, dy),
+        "conv_input_grad": (dy, w, None, x),
+        "conv_weight_grad": (dy, x, w, None),
+    }
+    with pytest.raises(ValueError):
+        run(op, call.params, *tensors[op], backend=backend)

@@ -173,6 +173,7 @@ void conv_input_grad(const ConvParams& p, const void* dy, const void* w, const v
 void conv_weight_grad(const ConvParams& p, const void* dy, const void* x, void* dw, void* db, void* workspace,
                       void* stream) {
   const ConvPlan chosen = plan(p, ConvPass::kWeightGrad);
+  if (p.n == 0) return finish_weight_grad(p, 0, workspace, dw, db, stream);  // of no parts: zeros
   switch (chosen.kernel) {
     case ConvKernel::kDirect:
       direct_weight_grad(p, chosen, dy, x, workspace, db != nullptr, stream);

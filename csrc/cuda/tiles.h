@@ -159,7 +159,7 @@ inline void check_extents(const ConvParams& p) {
     return in >= limit || pad >= limit || stride >= limit || kernel >= limit || out >= limit / stride ||
            kernel * dilation >= limit;
   };
-  if (p.in.d != 1 || p.kernel.d != 1 ||
+  if (p.in.d != 1 || p.out.d != 1 || p.kernel.d != 1 ||
       large(p.in.h, p.out.h, p.kernel.h, p.stride.h, p.pad.h, p.dilation.h) ||
       large(p.in.w, p.out.w, p.kernel.w, p.stride.w, p.pad.w, p.dilation.w) ||
       imax(p.c, p.k) / p.groups * volume(p.kernel) >= limit)

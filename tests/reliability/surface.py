@@ -49,6 +49,7 @@ def raw_calls(
         with tempfile.NamedTemporaryFile("r") as at:
             arguments = ["-m", "tests.reliability.raw_fuzz", "--module", module, "--kinds", *kinds, *more]
             arguments += ["--calls", count, "--start", start, "--seed", seed, "--at", at.name]
+            arguments += ["--hangs", 10 * raw_fuzz.HANGS] if mode else []
             command = sanitized.command(mode, *map(str, arguments))
             done = subprocess.run(
                 command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False

@@ -8,8 +8,8 @@ A case is one call beside others, one process, one interrupted or failed call, o
   bits of the parent;
 - Ctrl-C at a random moment of a call of every op, and of its forward and backward: the process goes on, with
   right results. The note says how many came inside, that is were raised in a line of fastops; it must be half
-  of them, and a quarter of each op's. After every call into C of a batch norm: its running statistics are
-  those from before the call or those from after it;
+  of them and, in the long form, a quarter of each op's. After every call into C of a batch norm: its running
+  statistics are those from before the call or those from after it;
 - too little memory: the process may grow its address space by 0.5 MiB during a call, then by 1 MiB, and so on
   until the call works (the quick form: 0.5, 4.5, 8.5), which leaves open which allocation it is that fails;
   first in the forward, then in the backward alone. Each time torch's exception; inputs as before; each .grad,

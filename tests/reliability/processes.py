@@ -219,8 +219,9 @@ def interrupt(quick: bool) -> None:
                 with told(f"{op}, time {turn + 1}"):
                     inside[op] += interrupted(call, random.random() * length)
                     assert same_bits(call(), expected), "other bits after it"
-        with told(f"{op}: inside calls"):
-            assert inside[op] >= times / 2, f"{inside[op]} of {2 * times}, less than a quarter"
+        if not quick:  # of four each, all of an op's may come late by chance
+            with told(f"{op}: inside calls"):
+                assert inside[op] >= times / 2, f"{inside[op]} of {2 * times}, less than a quarter"
     came, of = sum(inside.values()), 2 * times * len(inside)
     fewest = min(inside, key=lambda op: inside[op])
     note(f"{came} of {of} inside a call; the fewest of an op: {fewest}, {inside[fewest]} of {2 * times}")

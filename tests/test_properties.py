@@ -6,6 +6,7 @@ import multiprocessing
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -154,16 +155,32 @@ def test_threads_at_once() -> None:
     assert not wrong
 
 
-# Some tens of milliseconds on one thread.
-LONG_CALLS: dict[str, Callable[[], Any]] = {
-    "conv2d": lambda: G.conv2d(torch.ones(2, 64, 56, 56), torch.ones(128, 64, 3, 3)),
-    "conv_transpose2d": lambda: G.conv_transpose2d(torch.ones(2, 64, 56, 56), torch.ones(64, 128, 3, 3)),
-    "avg_pool2d": lambda: G.avg_pool2d(torch.ones(8, 64, 64, 64), 5, 1, 2),
-    "adaptive_avg_pool2d": lambda: G.adaptive_avg_pool2d(torch.ones(8, 64, 96, 96), 95),
-    "max_pool2d": lambda: G.max_pool2d(torch.ones(8, 64, 64, 64), 5, 1, 2),
-    "batch_norm": lambda: G.batch_norm(torch.ones(16, 64, 96, 96), None, None, training=True),
-    "interpolate": lambda: G.interpolate(torch.ones(4, 64, 96, 96), scale_factor=2, mode="bicubic"),
+def _unpooled(x: Tensor) -> Tensor:
+    return G.max_unpool2d(x, torch.arange(0, 2 * x[0, 0].numel(), 2).view(x.shape[2:]).expand(x.shape), 2)
+
+
+# Every op: a call of some tens of milliseconds on one thread, and the shapes of its tensors.
+LONG_CALLS: dict[str, tuple[Callable[..., Any], tuple[tuple[int, ...], ...]]] = {
+    "conv2d": (G.conv2d, ((2, 64, 56, 56), (128, 64, 3, 3))),
+    "conv_transpose2d": (G.conv_transpose2d, ((2, 64, 56, 56), (64, 128, 3, 3))),
+    "avg_pool2d": (partial(G.avg_pool2d, kernel_size=5, stride=1, padding=2), ((32, 64, 64, 64),)),
+    "adaptive_avg_pool2d": (partial(G.adaptive_avg_pool2d, output_size=95), ((4, 64, 96, 96),)),
+    "max_pool2d": (partial(G.max_pool2d, kernel_size=5, stride=1, padding=2), ((32, 64, 64, 64),)),
+    "adaptive_max_pool2d": (partial(G.adaptive_max_pool2d, output_size=95), ((4, 64, 96, 96),)),
+    "max_unpool2d": (_unpooled, ((8, 64, 64, 64),)),
+    "batch_norm": (
+        partial(G.batch_norm, running_mean=None, running_var=None, training=True),
+        ((16, 64, 96, 96),),
+    ),
+    "interpolate": (partial(G.interpolate, scale_factor=2, mode="bicubic"), ((4, 64, 96, 96),)),
 }
+
+
+def long_call(op: str, requires_grad: bool = False) -> tuple[Callable[[], Any], list[Tensor]]:
+    """The call, and its tensors, which are there before it begins."""
+    function, shapes = LONG_CALLS[op]
+    tensors = [torch.ones(s, requires_grad=requires_grad) for s in shapes]
+    return partial(function, *tensors), tensors
 
 
 @pytest.mark.parametrize("op", [op for op in LONG_CALLS if hasattr(G, op)])
@@ -171,7 +188,8 @@ def test_gil_is_released(op: str, threads: None) -> None:
     """Another thread gets to run in the middle of a kernel: the largest pause of a ticking thread is
     shorter than the call. (With the lock held it would be the whole call.)"""
     torch.set_num_threads(1)
-    LONG_CALLS[op]()
+    call, _ = long_call(op)
+    call()
     ticks, stop = [], threading.Event()
 
     def tick() -> None:
@@ -184,7 +202,7 @@ def test_gil_is_released(op: str, threads: None) -> None:
     best = 1.0
     for _ in range(5):  # a busy machine may pause the ticker for reasons of its own
         begin = time.perf_counter()
-        LONG_CALLS[op]()
+        call()
         end = time.perf_counter()
         inside = [begin, *(t for t in ticks if begin < t < end), end]
         best = min(best, max(b - a for a, b in pairwise(inside)) / (end - begin))

@@ -6,14 +6,26 @@ A case is one call beside others, one process, one interrupted or failed call, o
   same call alone;
 - processes that are forked, before and after threads were used, or spawned, and a DataLoader's workers: the
   bits of the parent;
-- Ctrl-C in the middle of a call: the process goes on, with right results; running statistics are those from
-  before the call or those from after it;
-- no memory for the k-th allocation of a call: torch's exception; inputs, running statistics and gradients as
-  before; the same call works when there is memory again;
-- training steps, calls of ever new shapes, and threads that come and go: resident memory stays.
+- Ctrl-C at a random moment of a call of every op, and of its forward and backward: the process goes on, with
+  right results. The note says how many came inside, that is were raised in a line of fastops; it must be half
+  of them and, in the long form, a quarter of each op's. After every call into C of a batch norm: its running
+  statistics are those from before the call or those from after it;
+- too little memory: the process may grow its address space by 0.5 MiB during a call, then by 1 MiB, and so on
+  until the call works (the quick form: 0.5, 4.5, 8.5), which leaves open which allocation it is that fails;
+  first in the forward, then in the backward alone. Each time torch's exception; inputs as before; each .grad,
+  which held something already, as before or with all of the new gradient added; running statistics all old
+  or all new; and with memory again the same call has the bits that it had at first;
+- training steps, and threads that come and go: resident memory stays;
+- ever new shapes, a call of every op each, with and without gradients: all caches have limits. In the long
+  form every cache of sizes and options is full before the last quarter of the shapes, and functions have
+  dropped their recipes more than once (they keep 1,025 there, not 4,096, for time). Over that quarter there
+  are to be fewer than half a small Python object more per shape, and what else malloc has given out is to
+  grow by less than 1 MiB, as dicts' tables come and go. Resident memory, which has what both keep for later,
+  too, is in the note.
 
 Where it ends: a forked child of a parent that has used several threads may use one only, as with torch's own
-ops (a DataLoader sees to that); a gradient that was being added up when Ctrl-C came is as far as it came.
+ops (a DataLoader sees to that); a gradient that was being added up when Ctrl-C came is as far as it came; a
+call that fails for want of memory may have updated running statistics already.
 """
 
 from __future__ import annotations
@@ -102,6 +114,8 @@ def take(line: Tally, record: dict[str, Any]) -> None:
     if "figure" in record:
         line.measure(record["figure"])
         line.unit = record["unit"]
+    elif "note" in record:
+        line.note = record["note"]
     elif "case" in record:
         with line.case(record["case"]):
             if record["skip"]:
@@ -134,11 +148,11 @@ PROCESSES = {
     "fork_threads": ("every op", "forked after threads were used; the child uses two"),
     "spawn": ("every op", "spawned"),
     "data_loader": ("every op", "DataLoader's workers: fork, spawn, forkserver"),
-    "interrupt": ("every op", "Ctrl-C in the middle of a call"),
+    "interrupt": ("every op", "Ctrl-C during a call: right results after it"),
     "interrupt_statistics": ("batch_norm", "Ctrl-C after each call into C: running statistics old or new"),
-    "out_of_memory": ("every op", "allocation k fails: torch's exception, nothing changed"),
+    "out_of_memory": ("every op", "too little address space: torch's exception, nothing half written"),
     "soak": ("training steps", "resident memory stays"),
-    "shapes": ("every op", "ever new shapes: caches are bounded, resident memory stays"),
+    "shapes": ("every op", "ever new shapes: caches are bounded, memory in use stays"),
     "threads": ("conv2d", "threads come and go: resident memory stays"),
 }
 # Those that share a process.

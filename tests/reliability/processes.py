@@ -1,7 +1,7 @@
 """Runs in processes of its own what section concurrency asks: python -m tests.reliability.processes WHAT ...
 
-Each prints a line of JSON per case, {"what": WHAT, "case": name, "error": what went wrong}, or a figure, and
-{"what": WHAT, "done": true} at its end.
+Each prints a line of JSON per case, {"what": WHAT, "case": name, "error": what went wrong}, or a figure, or a
+note, and {"what": WHAT, "done": true} at its end.
 """
 
 from __future__ import annotations
@@ -16,9 +16,12 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,6 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+import fastops
 import fastops.functional as G
 from fastops.backends import native
 from tests.cases import Case
@@ -33,9 +37,11 @@ from tests.reliability import telling
 from tests.reliability.calls import same_bits
 from tests.reliability.determinism import threads
 from tests.reliability.endurance import shapes, soak, threads_come_and_go
-from tests.reliability.telling import memory, say, told
-from tests.test_properties import LONG_CALLS, ONE_PER_OP
+from tests.reliability.telling import memory, note, say, told
+from tests.test_properties import LONG_CALLS, ONE_PER_OP, long_call
 from tests.test_regressions import interrupted_after_each_call
+
+FASTOPS = str(Path(fastops.__file__).parent)
 
 # ---- fork, spawn, DataLoader --------------------------------------------------------------------
 
@@ -154,62 +160,73 @@ def data_loader(quick: bool) -> None:
 
 
 def interrupted(call: Callable[[], Any], after: float) -> bool:
-    """Ctrl-C so many seconds into a call; whether it came before the call was done."""
+    """Ctrl-C so many seconds after a call begins; whether it came inside it: Python raised it in a line of
+    fastops, which a kernel had returned to, or was called from."""
     timer = threading.Timer(after, os.kill, (os.getpid(), signal.SIGINT))
-    done = False
+    inside = False
     try:
         timer.start()
         call()
-        done = True
         while True:
             time.sleep(0.01)
-    except KeyboardInterrupt:
-        pass
+    except KeyboardInterrupt as stop:
+        lines = traceback.walk_tb(stop.__traceback__)
+        inside = any(frame.f_code.co_filename.startswith(FASTOPS) for frame, _ in lines)
     timer.join()
-    return not done
+    return inside
 
 
 def seconds_of(call: Callable[[], Any]) -> float:
-    call()
-    begin = time.perf_counter()
-    call()
-    return time.perf_counter() - begin
+    """The fastest of three: what it takes when nothing else is in the way."""
+    times = []
+    for _ in range(3):
+        begin = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - begin)
+    return min(times)
 
 
-def backward_of(call: Callable[[], Tensor]) -> Callable[[], Any]:
-    """Forward and backward of a call on leaves that it makes itself."""
+def forward_of(op: str) -> Callable[[], Tensor]:
+    call, _ = long_call(op)
+    return call
+
+
+def backward_of(op: str) -> Callable[[], Tensor]:
+    """Forward and backward."""
+    call, tensors = long_call(op, requires_grad=True)
 
     def both() -> Tensor:
-        kept: list[Tensor] = []
-
-        def keeping(*shape: int) -> Tensor:
-            kept.append(torch.full(shape, 1.0, requires_grad=True))
-            return kept[-1]
-
-        ones, torch.ones = torch.ones, keeping  # type: ignore[assignment]
-        try:
-            y = call()
-        finally:
-            torch.ones = ones
-        return torch.autograd.grad(y, kept[0], y.detach())[0]
+        y = call()
+        return torch.autograd.grad(y, tensors[0], y.detach())[0]
 
     return both
 
 
 def interrupt(quick: bool) -> None:
+    """That most came inside a call is asked, too: others would show nothing."""
     # A shell's background jobs, and their children, ignore Ctrl-C.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     random.seed(0)
-    inside = 0
-    for op, forward_call in LONG_CALLS.items():
-        for call in (forward_call, backward_of(forward_call)):
+    with told("a call of every op"):
+        missing = {case.op for case in ONE_PER_OP} - set(LONG_CALLS)
+        assert not missing, f"none of {', '.join(sorted(missing))}"
+    times = 2 if quick else 20
+    inside = dict.fromkeys(LONG_CALLS, 0)
+    for op in LONG_CALLS:
+        for call in (forward_of(op), backward_of(op)):
             expected, length = call(), seconds_of(call)
-            for turn in range(2 if quick else 20):
+            for turn in range(times):
                 with told(f"{op}, time {turn + 1}"):
-                    inside += interrupted(call, random.random() * length)
+                    inside[op] += interrupted(call, random.random() * length)
                     assert same_bits(call(), expected), "other bits after it"
-    with told("in the middle of calls"):
-        assert inside, "no call was interrupted"
+        if not quick:  # of four each, all of an op's may come late by chance
+            with told(f"{op}: inside calls"):
+                assert inside[op] >= times / 2, f"{inside[op]} of {2 * times}, less than a quarter"
+    came, of = sum(inside.values()), 2 * times * len(inside)
+    fewest = min(inside, key=lambda op: inside[op])
+    note(f"{came} of {of} inside a call; the fewest of an op: {fewest}, {inside[fewest]} of {2 * times}")
+    with told("inside calls"):
+        assert came >= of / 2, f"{came} of {of}, less than half"
 
 
 def interrupt_statistics(quick: bool) -> None:
@@ -245,16 +262,46 @@ def little_memory(more: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
-def large_inputs() -> dict[str, Callable[[Any], tuple[Callable[[], Any], list[Tensor]]]]:
-    """For each op, given torch's functions or fastops': a call with tensors of tens of megabytes, forward
-    and backward, and what it must leave as it is where it fails."""
+Copies = list[list[Tensor]]
 
-    def rand(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=torch.Generator().manual_seed(0)).requires_grad_()
+
+@dataclass
+class Large:
+    """A call of some op on tensors of tens of megabytes; its backward adds to what .grad of the inputs held
+    before."""
+
+    forward: Callable[[], Tensor]
+    inputs: list[Tensor]
+    running: list[Tensor]  # statistics
+
+    def backward(self, y: Tensor) -> None:
+        y.backward(y.detach())
+
+    def held(self) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """What the inputs, their .grad, and the running statistics hold, to be compared and set."""
+        grads = [t.grad for t in self.inputs if t.grad is not None]
+        return [t.detach() for t in self.inputs], grads, self.running
+
+    def copies(self) -> Copies:
+        return [[t.clone() for t in tensors] for tensors in self.held()]
+
+    def restore(self, copies: Copies) -> None:
+        for tensors, known in zip(self.held(), copies, strict=True):
+            for t, k in zip(tensors, known, strict=True):
+                t.copy_(k)
+
+
+def large_inputs() -> dict[str, Callable[[Any], Large]]:
+    """For each op, given torch's functions or fastops': its call."""
+
+    def rand(*shape: int, seed: int = 0) -> Tensor:
+        return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
     def make(op: str, shapes: tuple[tuple[int, ...], ...], **options: Any) -> Any:
-        def made(module: Any) -> tuple[Callable[[], Any], list[Tensor]]:
-            tensors = [rand(*s) for s in shapes]
+        def made(module: Any) -> Large:
+            tensors = [rand(*s).requires_grad_() for s in shapes]
+            for t in tensors:
+                t.grad = rand(*t.shape, seed=1)
             running: list[Tensor] = []
             arguments: list[Any] = tensors
             if op == "batch_norm":
@@ -263,12 +310,7 @@ def large_inputs() -> dict[str, Callable[[Any], tuple[Callable[[], Any], list[Te
             if op == "max_unpool2d":
                 plane = torch.arange(tensors[0][0, 0].numel()).view(tensors[0].shape[2:]) * 2
                 arguments = [tensors[0], plane.expand(tensors[0].shape).contiguous()]
-
-            def call() -> Any:
-                y = getattr(module, op)(*arguments, **options)
-                return torch.autograd.grad(y, tensors, y.detach())
-
-            return call, [*tensors, *running]
+            return Large(partial(getattr(module, op), *arguments, **options), tensors, running)
 
         return made
 
@@ -299,41 +341,59 @@ def failure_of(call: Callable[[], Any], more: int) -> BaseException | None:
     return None
 
 
+def nothing_half_written(call: Large, before: Copies, after: Copies, part: str) -> None:
+    inputs, grads, running = call.held()
+    assert all(map(same_bits, inputs, before[0])), "inputs changed"
+    # Each for itself: as it was or, of a backward, complete.
+    known = before[1:2] if part == "forward" else (before[1], after[1])
+    assert len(grads) == len(before[1]), "a .grad is gone"
+    for i, grad in enumerate(grads):
+        assert any(same_bits(grad, k[i]) for k in known), f".grad of tensor {i} is neither old nor complete"
+    # Both together: after a forward, new.
+    known = (before[2], after[2]) if part == "forward" else after[2:]
+    assert any(all(map(same_bits, running, k)) for k in known), "running statistics are neither old nor new"
+
+
 def out_of_memory(quick: bool) -> None:
-    """From no memory at all upwards, until there is enough."""
+    """The address space may grow by half a mebibyte during a call (4 in the quick form), then by that much
+    more, and so on until the call works; first of all forwards, then of backwards alone. Which of a call's
+    allocations is the one that fails is left to that."""
     torch.set_num_threads(1)
     # What is freed goes back to the system, so that no allocation is served by an earlier one's memory.
     ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 16)
+    failures = {"forward": 0, "backward": 0}
     for op, make in large_inputs().items():
-        of_torch, _ = make(F)
-        torch_type = type(failure_of(of_torch, MEGABYTE))
-        call, untouched = make(G)
-        before = [t.detach().clone() for t in untouched]
-        expected = call()
-        after = [t.detach().clone() for t in untouched]  # all as before, but for running statistics
-
-        def restore(tensors: list[Tensor] = untouched, to: list[Tensor] = before) -> None:
-            for t, b in zip(tensors, to, strict=True):
-                t.detach().copy_(b)
-
-        restore()
-        failed = 0
-        for step in range(1000):
-            more = MEGABYTE // 2 + step * (MEGABYTE * 4 if quick else MEGABYTE // 2)
-            error = failure_of(call, more)
-            if error is None:
-                break
-            failed += 1
-            with told(f"{op}, {more / MEGABYTE:.3g} MiB more"):
-                assert type(error) is torch_type, f"torch raises {torch_type.__name__}, this {error!r}"
-                # The statistics are new where the forward had its memory, and the backward had not.
-                found = [t.detach() for t in untouched]
-                assert any(all(map(same_bits, found, whole)) for whole in (before, after)), "inputs changed"
-                assert all(t.grad is None for t in untouched), "gradients were written"
-            restore()
-        with told(f"{op}, with memory again"):
-            assert failed and error is None, f"{failed} failures, then {error!r}"
-            assert all(map(same_bits, call(), expected)), "other bits"
+        of_torch, call = make(F), make(G)
+        torch_type = type(failure_of(of_torch.forward, MEGABYTE))
+        before = call.copies()
+        expected = call.forward()
+        call.backward(expected)
+        after = call.copies()
+        for part in failures:
+            failed = 0
+            for step in range(1000):
+                call.restore(before)
+                more = MEGABYTE // 2 + step * (MEGABYTE * 4 if quick else MEGABYTE // 2)
+                if part == "forward":
+                    error = failure_of(call.forward, more)
+                else:
+                    error = failure_of(partial(call.backward, call.forward()), more)
+                if error is None:
+                    break
+                failed += 1
+                with told(f"{op}, {part}, {more / MEGABYTE:.3g} MiB more"):
+                    assert type(error) is torch_type, f"torch raises {torch_type.__name__}, this {error!r}"
+                    nothing_half_written(call, before, after, part)
+            failures[part] += failed
+            with told(f"{op}, {part}, with memory again"):
+                assert failed and error is None, f"{failed} failures, then {error!r}"
+                call.restore(before)
+                y = call.forward()
+                call.backward(y)
+                assert same_bits(y, expected), "another result"
+                for tensors, known in zip(call.held(), after, strict=True):
+                    assert all(map(same_bits, tensors, known)), "other bits"
+    note(f"{failures['forward']} failures in the forward, {failures['backward']} in the backward")
 
 
 def at_once(quick: bool) -> None:

@@ -1,5 +1,5 @@
 """How a process that section concurrency starts says what it found: a line of JSON per case,
-{"what": WHAT, "case": name, "error": what went wrong}, or a figure.
+{"what": WHAT, "case": name, "error": what went wrong}, or a figure, or a note.
 """
 
 from __future__ import annotations
@@ -24,6 +24,10 @@ def say(case: str, error: str = "", skip: str = "") -> None:
 
 def figure(value: float, unit: str) -> None:
     record(figure=value, unit=unit)
+
+
+def note(text: str) -> None:
+    record(note=text)
 
 
 @contextmanager

@@ -189,3 +189,20 @@ def test_forgets_where_there_are_too_many(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(replay, "KEPT", 5)
     for n in (*range(1, 12), 1, 1, 1):
         assert G.avg_pool2d(torch.ones(n, 1, 4, 4), 2).shape == (n, 1, 2, 2)
+
+
+def test_without_memory_to_learn_the_call_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second call of a signature is recorded, which allocates once more: its result was lost, although
+    running statistics had been updated."""
+
+    def no_memory(*_: Any) -> None:
+        raise RuntimeError("not enough memory")
+
+    monkeypatch.setattr(replay, "_learn", no_memory)
+    x, mean, var = torch.rand(2, 3, 5, 7), torch.zeros(3), torch.ones(3)
+    for _ in range(3):
+        y = G.batch_norm(x, mean, var, training=True)
+    expected = torch.zeros(3), torch.ones(3)
+    for _ in range(3):
+        assert torch.allclose(y, F.batch_norm(x, *expected, training=True), atol=1e-6)
+    assert torch.allclose(mean, expected[0]) and torch.allclose(var, expected[1])

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import marshal
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import wraps
 from operator import itemgetter
 from typing import Any, TypeVar
@@ -179,7 +180,11 @@ def replayed(count: int, state: Callable[[Any], Any] | None = None) -> Callable[
                 if recipe is not _NEVER:
                     if len(recipes) >= KEPT:
                         recipes.clear()
-                    recipes[key] = _ONCE if recipe is None else _learn(function, tensors, args, options)
+                    recipes[key] = _ONCE
+                    if recipe is not None:
+                        # Without memory for its results once more, nothing is learnt; the call is done.
+                        with suppress(RuntimeError, MemoryError):
+                            recipes[key] = _learn(function, tensors, args, options)
                 return result
             return recipe(tensors)
 

@@ -13,8 +13,8 @@ A case is one call beside others, one process, one interrupted or failed call, o
 - too little memory: the process may grow its address space by 0.5 MiB during a call, then by 1 MiB, and so on
   until the call works (the quick form: 0.5, 4.5, 8.5), which leaves open which allocation it is that fails;
   first in the forward, then in the backward alone. Each time torch's exception; inputs as before; each .grad,
-  which held something already, as before or with all of the new gradient added; running statistics all old
-  or all new; and with memory again the same call has the bits that it had at first;
+  which held something already, as before or with all of the new gradient added; running statistics as before
+  a forward that failed; and with memory again the same call has the bits that it had at first;
 - training steps, and threads that come and go: resident memory stays;
 - ever new shapes, a call of every op each, with and without gradients: all caches have limits. In the long
   form every cache of sizes and options is full before the last quarter of the shapes, and functions have
@@ -24,8 +24,7 @@ A case is one call beside others, one process, one interrupted or failed call, o
   too, is in the note.
 
 Where it ends: a forked child of a parent that has used several threads may use one only, as with torch's own
-ops (a DataLoader sees to that); a gradient that was being added up when Ctrl-C came is as far as it came; a
-call that fails for want of memory may have updated running statistics already.
+ops (a DataLoader sees to that); a gradient that was being added up when Ctrl-C came is as far as it came.
 """
 
 from __future__ import annotations

@@ -43,4 +43,12 @@ PAST: list[tuple[Call, str]] = [
         Call("batch_norm", ((1, 2, 1, 1, 2), (2,), (2,), None, None, None), {}, forms=("reversed",)),
         "strides that are both layouts', in five dimensions",
     ),
+    (
+        Call("interpolate", ((1, 5, 2, 1),), {"mode": "bilinear", "size": (3, 1)}, "uint8"),
+        "torch mixes the channels of one column in NCHW, without antialiasing, too",
+    ),
+    (
+        Call("batch_norm", ((2, 2, 32, 32), *[None] * 5), {"training": True}, "float64"),
+        "torch's own error in fp64, of a mean that is added up one by one, was above the floor",
+    ),
 ]

@@ -67,10 +67,14 @@ def cotangent(call: Call, tensors: list[Tensor | None]) -> Tensor | None:
     double = mapped(tensors, Tensor.double)
     y = first(run(F, without, double, None).outputs)
     dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(call.seed + 1)).bfloat16()
+    form = call.form(len(call.shapes))
     if call.options.get("activation"):
         near = 1e-3 if call.torch_dtype.itemsize > 2 else 0.1
-        dy = dy * (y.abs() > near * max(1.0, y.abs().max().item() if y.numel() else 1.0))
-    return lay(dy.to(call.torch_dtype), call.form(len(call.shapes)))
+        sure = y.abs() > near * max(1.0, y.abs().max().item() if y.numel() else 1.0)
+        if form == "expanded" and y.numel():  # one slice for all
+            sure = sure.all(1 if y.dim() == 4 else 0, keepdim=True)
+        dy = dy * sure
+    return lay(dy.to(call.torch_dtype), form)
 
 
 def formats(t: Tensor) -> list[torch.memory_format]:
@@ -126,7 +130,7 @@ def sizes(call: Call, tensors: list[Tensor | None], dy: Tensor | None) -> Result
         4: pull * count,
         5: pull,
     }
-    new = [torch.tensor(v) for v in (1 + greatest(x), 1 + greatest(x) ** 2)]
+    new = [torch.tensor(roundings * v) for v in (1 + greatest(x), 1 + greatest(x) ** 2)]
     return Result(
         [torch.tensor(y)],
         [torch.tensor(grads[k]) for k in wanted(call, tensors)],

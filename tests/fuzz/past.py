@@ -51,4 +51,25 @@ PAST: list[tuple[Call, str]] = [
         Call("batch_norm", ((2, 2, 32, 32), *[None] * 5), {"training": True}, "float64"),
         "torch's own error in fp64, of a mean that is added up one by one, was above the floor",
     ),
+    (
+        Call(
+            "batch_norm",
+            ((3, 4), *[None] * 5),
+            {"training": True, "activation": "relu"},
+            forms=(*["contiguous"] * 6, "expanded"),
+            values="ties",
+            seed=404,
+        ),
+        "an expanded dy was not zero where a rounding decides the ReLU",
+    ),
+    (
+        Call(
+            "batch_norm",
+            ((2, 3, 32, 32), (3,), (3,), None, None, None),
+            {"training": True, "momentum": 1.0},
+            "float64",
+            seed=1,
+        ),
+        "the same of running statistics",
+    ),
 ]

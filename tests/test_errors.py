@@ -1,10 +1,13 @@
-"""Wrong calls, on torch and on fastops: the same type of error, a message naming the op, nothing touched.
+"""Wrong calls, on torch and on fastops: the same type of error, a message naming the op, nothing touched; and
+right ones whose tensors overlap or come from inference mode.
 
 The tables are in tests/wrong.
 """
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,7 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastops
 from tests import wrong
-from tests.wrong import Wrong, call, names
+from tests.reliability.process import Died, messages
+from tests.wrong import Wrong, call, memory, names, torch_says
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # torch's, of nested tensors and the like
 
@@ -40,12 +44,44 @@ def test_wrong_call(row: Wrong) -> None:
     wrong.ask(row)
 
 
+@pytest.mark.parametrize(
+    "row", [row for row in memory.rows() if row.family != memory.READ_ONLY], ids=lambda row: row.source
+)
+def test_odd_memory(row: memory.Memory) -> None:
+    """Read-only memory is tests/reliability/bad_input.py's, whose processes may die of it."""
+    memory.ask(row)
+
+
+def _writes(say: Callable[[str], None]) -> None:
+    t = memory.read_only(torch.ones(3))
+    say(str(t.tolist()))
+    t.add_(1)
+
+
+def test_a_write_to_read_only_memory_is_seen() -> None:
+    found = messages(_writes, longest=120)
+    assert next(found) == "[1.0, 1.0, 1.0]"
+    with pytest.raises(Died, match=f"exit code -{int(signal.SIGSEGV)}"):
+        next(found)
+
+
 def test_rows_are_asked_once() -> None:
+    named = [(row.source, row.dtype) for row in memory.rows()]
+    assert len(named) == len(set(named)), sorted({str(n) for n in named if named.count(n) > 1})
     for family, table in wrong.TABLES.items():
         sources = [row[0] for row in table]
         assert len(sources) == len(set(sources)), (
             f"{family}: {sorted(s for s in sources if sources.count(s) > 1)}"
         )
+
+
+def test_what_torch_says_is_said_once_of_rows_that_differ() -> None:
+    said = [source for sources in torch_says.INSTEAD.values() for source in sources]
+    assert len(said) == len(set(said)), sorted(s for s in said if said.count(s) > 1)
+    differ = {row.source for row in wrong.rows() if row.better is not None}
+    assert not set(said) - differ, "no such row, or one that says no type of its own"
+    same = [row.source for row in wrong.rows() if row.better and wrong.INSTEAD.get(row.source) is row.better]
+    assert not same, "torch raises the very type of the row: not to be listed"
 
 
 @pytest.mark.parametrize(

@@ -53,5 +53,17 @@ GRADIENTS: list[Row] = [
         "batch_norm(x, rm.requires_grad_(), rv, training=True)",
         "batch_norm(x, rm, rv.requires_grad_(), training=True)",
         "batch_norm(x, rm, rv.requires_grad_())",
+        "batch_norm(x, rm.requires_grad_() * 1, rv, training=True)",
+        "batch_norm(x, rm, rv.requires_grad_()[:], training=True)",
+    ),
+    *because(
+        "a backward may not keep an inference tensor",
+        "conv2d(inference(x), w.requires_grad_())",
+        "conv2d(x.requires_grad_(), inference(w))",
+        "conv_transpose2d(inference(x), v.requires_grad_())",
+        "conv_transpose2d(x.requires_grad_(), inference(v))",
+        "batch_norm(inference(x), None, None, g.requires_grad_(), b, True)",
+        "batch_norm(x.requires_grad_(), None, None, inference(g), b, True)",
+        "max_unpool2d(y.requires_grad_(), inference(i), 2)",
     ),
 ]

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 # A call, written as Python with the names of ``tests.wrong.names``, and the reason why it is wrong. A third
-# entry is what fastops raises where torch is not asked: because fastops differs from it on purpose (then the
-# reason says so), or because what torch does there (overflow, missing data) varies with its version.
+# entry is the type that fastops raises whatever torch does: because fastops differs from it on purpose (then
+# the reason says so), or because what torch does there (overflow, missing data) varies with its version. What
+# torch does with such a row is said in tests/wrong/torch_says.py, and asked of that version.
 Row = tuple[str, str] | tuple[str, str, type[Exception]]
 
 

@@ -69,6 +69,10 @@ def assert_accurate(
     assert ours.shape == theirs.shape, f"{what}: shape {tuple(ours.shape)}, torch has {tuple(theirs.shape)}"
     assert ours.dtype == theirs.dtype, f"{what}: dtype {ours.dtype}, torch has {theirs.dtype}"
     error, torch_error = max_error(ours, reference), max_error(theirs, reference)
+    if math.isnan(
+        torch_error
+    ):  # 2.13's transposed convolution in bf16 has one in its weight gradient, at times
+        torch_error = 0.0
     floor = floor_with_terms(reference, ours.dtype, terms)
     allowed = 2 * torch_error + floor
     assert error <= allowed, f"{what}: error {error:.3e}, torch's {torch_error:.3e}, floor {floor:.3e}"

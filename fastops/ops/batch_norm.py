@@ -8,6 +8,7 @@ launch too, unless it is itself differentiated: then it is that of the ReLU foll
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from functools import lru_cache
 from typing import Any, NamedTuple, NoReturn
 
@@ -111,7 +112,10 @@ def _updated(running: list[Tensor], dense: list[Tensor]) -> None:
         current.written += dense
         current.more |= running[0] is not dense[0]
     elif running[0] is not dense[0]:
-        torch._foreach_copy_(running, dense)  # one call: Ctrl-C must not come between the two
+        # Outside of inference mode torch would not copy to what was made in it; its own kernels write there.
+        inference = any(t.is_inference() for t in running)
+        with torch.inference_mode() if inference else nullcontext():
+            torch._foreach_copy_(running, dense)  # one call: Ctrl-C must not come between the two
     else:
         for t in running:
             written(t)

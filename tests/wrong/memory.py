@@ -178,6 +178,8 @@ def _inference() -> Iterator[Memory]:
         yield Memory(INFERENCE, source.format(x="o(x)"), reason)
     for source, reason in (
         ("updated(x, o(rm), rv)", "a mean that inference mode made, updated outside of it: torch does so"),
+        ("updated(x, o(s)[0:8:2], o(s)[1:8:2])", "with gaps: dense copies are updated, and copied back"),
+        ("updated(x, rm, o(s)[0:8:2])", "one of the two, with gaps: both are updated or none"),
         ("updated(x, rm, o(rv), o(g), o(b))", "the same for the variance; parameters"),
         ("conv2d(x, o(w), o(b8))", "a weight that inference mode made"),
         ("conv_transpose2d(x, o(v), o(b8))", "the same, transposed"),

@@ -426,3 +426,16 @@ def test_both_ways_are_taken(backend: str) -> None:
         params.n, params.c, params.in_ = x.shape[0], x.shape[1], (1, *x.shape[2:])
         kernels = simt.load().cuda if backend == simt.NAME else _C.cuda
         assert (kernels.batch_norm_workspace(params) == 0) == expected
+
+
+@pytest.mark.skipif(simt.why_unavailable() is not None, reason=str(simt.why_unavailable()))
+def test_nothing_wanted_costs_nothing() -> None:
+    """Of the second derivative: the sums were made all the same, of 2^40 images that nobody gave too."""
+    kernels = simt.load().cuda
+    params = _C.BatchNormParams(
+        dtype=_C.DType.f16, param_dtype=_C.DType.f32, n=2**40, c=2, in_=(1, 2, 3), training=True
+    )
+    vectors = torch.ones(2), torch.ones(2)
+    workspace = torch.empty(kernels.batch_norm_double_backward_workspace(params), dtype=torch.uint8)
+    addresses = [t.data_ptr() for t in vectors] + [0] * 9
+    kernels.batch_norm_double_backward(params, *addresses, workspace.data_ptr(), 0)

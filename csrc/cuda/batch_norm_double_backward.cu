@@ -123,7 +123,7 @@ void batch_norm_double_backward(const BatchNormParams& p, const void* mean_, con
                                 const void* weight, const void* x, const void* dy, const void* ddx,
                                 const void* ddw, const void* ddb, void* gx, void* gw, void* gdy,
                                 void* workspace, void* stream) {
-  if (p.c == 0) return;
+  if (p.c == 0 || (gx == nullptr && gw == nullptr && gdy == nullptr)) return;
   dispatch_floating(p.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     using A = Acc<T>;

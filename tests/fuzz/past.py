@@ -72,4 +72,16 @@ PAST: list[tuple[Call, str]] = [
         ),
         "the same of running statistics",
     ),
+    (
+        Call(
+            "interpolate",
+            ((1, 1, 2, 4),),
+            {"mode": "bilinear", "scale_factor": (2.0, 0.25), "antialias": True},
+        ),
+        "torch mixes the rows of one channel's one column",
+    ),
+    (
+        Call("interpolate", ((1, 1, 32, 32),), {"mode": "nearest", "scale_factor": 2.3}, "float64"),
+        "torch's nearest elements in fp64 depend on the layout and on the size",
+    ),
 ]

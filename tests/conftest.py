@@ -81,17 +81,14 @@ def threads() -> Iterator[None]:
 
 
 def pytest_itemcollected(item: Any) -> None:
-    """What takes the interpreter seconds, it does in the long sweep only; likewise the emulation, of which
-    the large cases' values are always asked."""
+    """What takes the interpreter seconds, it does in the long sweep only; likewise the emulation, which is
+    always asked for the values of the large cases of tests/cases."""
     params = getattr(getattr(item, "callspec", None), "params", {})
     large = getattr(params.get("case"), "large", False)
     if interpreter.IS_ON and (large or interpreter.SLOW.search(item.name)):
         item.add_marker("long")
-    if (
-        large
-        and params.get("backend") == simt.NAME
-        and item.originalname in ("test_repeatable", "test_odd_strides")
-    ):
+    again = item.originalname.startswith(("test_repeatable", "test_odd_strides", "test_many"))
+    if large and again and params.get("backend") == simt.NAME:
         item.add_marker("long")
 
 

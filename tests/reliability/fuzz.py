@@ -21,13 +21,15 @@ import random
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 import torch
+import torch.nn.functional as F
 
 from tests import interpreter
 from tests.cases import FUNCTIONS
+from tests.fuzz import compare
 from tests.fuzz.call import Call
-from tests.fuzz.compare import check
 from tests.fuzz.past import PAST
 from tests.fuzz.runner import search
 from tests.reliability.backends import is_slow, runnable
@@ -77,11 +79,36 @@ def run(quick: bool) -> Iterator[Tally]:
                     else:
                         call = message
             except Died as died:
-                tally = Tally(LINES[start], ASKED, backend)
+                tally, of_torch = Tally(LINES[start], ASKED, backend), torch_dies(call)
                 with tally.case(call):
+                    if of_torch:
+                        raise Skip("torch's own kernel ends the process") from died
                     raise died
-                start += 1
                 yield tally
+                if of_torch:
+                    first += SEEDS // 4  # the line once more, with other calls
+                else:
+                    start += 1
+
+
+def torch_dies(call: str) -> bool:
+    """Whether torch alone does not survive a call: in 2.13 some convolutions in bf16 read what is not theirs,
+    which ends the process now and then."""
+    try:
+        return [*messages(ask_torch, call, longest=LONGEST)] != ["alive"]
+    except Died:
+        return True
+
+
+def ask_torch(say: Callable[[str], None], call: str) -> None:
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    asked = eval(call, {"Call": Call})
+    for _ in range(300):
+        with suppress(Exception):
+            tensors = asked.tensors()
+            compare.run(F, asked, tensors, compare.cotangent(asked, tensors))
+    say("alive")
 
 
 def tallies(say: Callable[[Tally | str], None], backend: str, quick: bool, first: int, start: int) -> None:
@@ -94,7 +121,7 @@ def tallies(say: Callable[[Tally | str], None], backend: str, quick: bool, first
 
     def ask(call: Call) -> None:
         say(repr(call))
-        check(call, [backend])
+        compare.check(call, [backend])
 
     for line in LINES[start:]:
         found = past(backend, ask) if line == PAST_LINE else fuzzed(line, backend, own, ask)

@@ -11,24 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.cases import Case, Shape
+from tests.cases import Case
+from tests.cases.batch_norm import _case as norm
 
 N = 70_000
-
-
-def _running(x: Tensor, mean: Tensor, var: Tensor, *rest: Tensor, **_: Any) -> tuple[Any, ...]:
-    return x, mean, var.abs() + 0.5, *rest
 
 
 def _positions(y: Tensor, **_: Any) -> tuple[Tensor, Tensor]:
     """One place of the 2 by 2 in each plane, another one from plane to plane."""
     return y, (torch.arange(y.numel()) % 4).view(y.shape)
-
-
-def _norm(shape: Shape, training: bool, reason: str) -> Case:
-    shapes = (shape, *((shape[1],),) * 4)
-    options = dict(training=training)
-    return Case("batch_norm", shapes, options, reason, _running, wrt=(0, 3, 4), large=True)
 
 
 IMAGES = [
@@ -74,7 +65,7 @@ CASES = (
         for shape, why in (((N, 1, 1, 1), "70,000 images"), ((1, N, 1, 1), "70,000 channels"))
     ]
     + [
-        _norm(shape, training, why)
+        norm(shape, dict(training=training), why, large=True)
         for training in (True, False)
         for shape, why in (
             ((N, 2, 1, 1), "70,000 images of one pixel"),

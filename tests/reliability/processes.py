@@ -11,14 +11,12 @@ import gc
 import multiprocessing
 import os
 import random
-import resource
 import signal
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -37,7 +35,7 @@ from tests.reliability import telling
 from tests.reliability.calls import same_bits
 from tests.reliability.determinism import threads
 from tests.reliability.endurance import shapes, soak, threads_come_and_go
-from tests.reliability.telling import memory, note, say, told
+from tests.reliability.telling import little_memory, note, say, told
 from tests.test_properties import LONG_CALLS, ONE_PER_OP, long_call
 from tests.test_regressions import interrupted_after_each_call
 
@@ -249,17 +247,6 @@ def interrupt_statistics(quick: bool) -> None:
 
 MEGABYTE = 1 << 20
 M_MMAP_THRESHOLD = -3  # of malloc.h
-
-
-@contextmanager
-def little_memory(more: int) -> Iterator[None]:
-    """So many bytes more than there are now."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (memory(resident=False) + more, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 Copies = list[list[Tensor]]

@@ -45,3 +45,15 @@ def memory(resident: bool = True) -> int:
     """Bytes: resident, or of address space."""
     pages = Path("/proc/self/statm").read_text().split()[resident]
     return int(pages) * resource.getpagesize()
+
+
+@contextmanager
+def little_memory(more: int) -> Iterator[None]:
+    """So many bytes of address space more than there are now: allocations that the system would grant, and
+    not have, fail."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (memory(resident=False) + more, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))

@@ -7,11 +7,8 @@ every backend, in a process of its own.
 from __future__ import annotations
 
 import math
-import resource
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,8 +18,10 @@ from torch import Tensor, nn
 import fastops
 import fastops.functional as G
 from tests.cases import JUDGED, TORCH_VERSION
+from tests.reliability.telling import little_memory
 from tests.wrong import batch_norm, conv, dtypes, gradients, huge, interpolate, modules, pool, torch_errs
 from tests.wrong import torch_says as _torch_says
+from tests.wrong.memory import inference
 from tests.wrong.row import Row
 
 TABLES: dict[str, list[Row]] = {
@@ -79,12 +78,6 @@ def last(indices: Tensor, value: int) -> Tensor:
     indices = indices.clone()
     indices.view(-1)[-1] = value
     return indices
-
-
-def inference(t: Tensor) -> Tensor:
-    """The tensor, as inference mode makes it."""
-    with torch.inference_mode():
-        return t.clone()
 
 
 def changed(function: Any, *tensors: Tensor, change: int, wrt: int) -> Any:
@@ -176,26 +169,9 @@ def call(source: str, known: dict[str, Any]) -> Exception | None:
     return ours().call(source, known)
 
 
-@contextmanager
-def little_memory(more: int = 4 << 30) -> Iterator[None]:
-    """So many bytes more than the process has now: an allocation that the system would grant, and not have,
-    fails."""
-    status = Path("/proc/self/statm")
-    if not status.exists():
-        yield
-        return
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    now = int(status.read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (now + more, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-
-
 def ask_torch(wrong: Wrong) -> type[Exception] | None:
     """What torch raises, None if it takes the call; AssertionError unless that is what the row says."""
-    with little_memory() if wrong.family == "huge" else nullcontext():
+    with little_memory(4 << 30) if wrong.family == "huge" else nullcontext():
         error = theirs().call(wrong.source, names())
     found = None if error is None else type(error)
     if wrong.better is None:

@@ -282,6 +282,7 @@ def same(t: Tensor) -> Tensor:
 
 
 def inference(t: Tensor) -> Tensor:
+    """The tensor, as inference mode makes it."""
     with torch.inference_mode():
         return t.clone()
 

@@ -2,7 +2,7 @@
 
 Environment:
   FASTOPS_CUDA=0|1       leave the CUDA kernels out / insist on them (default: in where nvcc is found)
-  FASTOPS_CUDA_ARCHS     e.g. "80;90a" (default: the GPU found, else 80;90a); the newest also as PTX
+  FASTOPS_CUDA_ARCHS     e.g. "80;90a" (default: the GPU found, else 80;90a); one also as PTX, for later GPUs
   CUDA_HOME              the toolkit (default: where the nvcc on PATH says that it lives)
   MAX_JOBS               parallel compilations (default: ninja's)
   FASTOPS_WERROR=1       warnings are errors
@@ -85,8 +85,9 @@ def cuda_archs() -> list[str]:
 
 def gencode(archs: list[str]) -> list[str]:
     flags = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in archs]
-    # PTX of the newest architecture, so that later GPUs can run it ("a" variants are not portable).
-    newest = max((re.sub(r"\D", "", a) for a in archs), key=int)
+    # PTX, so that later GPUs can run it: of the newest architecture that is compiled anyway and is portable
+    # ("a" variants are not), or the front end would run a third time for 80;90a, for the same instructions.
+    newest = max([a for a in archs if a.isdigit()] or [re.sub(r"\D", "", a) for a in archs], key=int)
     return [*flags, f"-gencode=arch=compute_{newest},code=compute_{newest}"]
 
 

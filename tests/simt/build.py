@@ -25,10 +25,13 @@ ROOT = HERE.parent.parent
 BUILD = ROOT / "build" / "simt"
 
 SANITIZE = "-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer"
+# Kernels with every check inline at -O1 compile four times as long as with -Og and checks by calls, and then
+# run 14 % less long (the convolutions; others the same).
+CALLS = "--param asan-instrumentation-with-call-threshold=0"
 # Flags of kernels, of the engine, and of the link.
 MODES = {
     "plain": ("-O2", "-O2", ""),
-    "asan": (f"-O1 {SANITIZE}", f"-O1 {SANITIZE}", SANITIZE),
+    "asan": (f"-Og {SANITIZE} {CALLS}", f"-O1 {SANITIZE}", SANITIZE),
     "race": ("-O1 -fsanitize=thread", "-O2 -DSIMT_RACE", ""),
 }
 

@@ -1,4 +1,6 @@
-"""Raw calls that are led by coverage: ``python -m tests.reliability.guided --module _C*.so -runs=20000``.
+"""Raw calls that are led by coverage: ``python -m tests.reliability.guided _C*.so -runs=20000``.
+
+What follows the module is libFuzzer's: options, a file (an input to try), a folder (inputs to begin with).
 
 The calls are those of tests/reliability/raw_fuzz.py. What is random there are bytes here, which libFuzzer (in
 atheris) changes so as to reach branches of the kernels, their plans and their checks that no earlier input
@@ -51,15 +53,14 @@ def call(caller: raw_fuzz.Caller, data: bytes) -> str:
 def main() -> None:
     import atheris
 
-    module = raw_fuzz.load(Path(sys.argv[sys.argv.index("--module") + 1]))
+    module = raw_fuzz.load(Path(sys.argv[1]))
     module.set_min_work_per_thread(1)
     caller = raw_fuzz.Caller(module, None, exact=True, threads=(1, 1, 2, 3))
 
     def one(data: bytes) -> None:  # whatever else it returned would count as an input that is no good
         call(caller, data)
 
-    options = [a for a in sys.argv if a.startswith("-") and a != "--module"]
-    atheris.Setup([sys.argv[0], *LIMITS, *options], one)
+    atheris.Setup([sys.argv[0], *LIMITS, *sys.argv[2:]], one)
     atheris.Fuzz()
 
 

@@ -26,7 +26,7 @@ def how_it_died(done: subprocess.CompletedProcess[str]) -> str:
     """A signal's name or the exit status, and what a sanitizer said in its first lines."""
     code = done.returncode
     name = signal.Signals(-code).name if code < 0 else f"exit {code}"
-    found = "ERROR: AddressSanitizer|WARNING: ThreadSanitizer|runtime error"
+    found = "ERROR: AddressSanitizer|ERROR: libFuzzer|WARNING: ThreadSanitizer|runtime error"
     said = re.search(rf"({found}).*(\n.*){{0,6}}", done.stderr)
     return f"{name}: {said.group() if said else done.stderr[-300:]}".strip()
 

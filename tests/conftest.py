@@ -82,13 +82,16 @@ def threads() -> Iterator[None]:
 
 def pytest_itemcollected(item: Any) -> None:
     """What takes the interpreter seconds, it does in the long sweep only; likewise the emulation, which is
-    always asked for the values of the large cases of tests/cases."""
+    always asked for the values of the large cases of tests/cases. Whether numbers above 65,535 fit does not
+    depend on the instructions: all sets of them are asked there, too."""
     params = getattr(getattr(item, "callspec", None), "params", {})
     large = getattr(params.get("case"), "large", False)
     if interpreter.IS_ON and (large or interpreter.SLOW.search(item.name)):
         item.add_marker("long")
-    again = item.originalname.startswith(("test_repeatable", "test_odd_strides", "test_many"))
-    if large and again and params.get("backend") == simt.NAME:
+    many = item.originalname.startswith("test_many")
+    again = many or item.originalname.startswith(("test_repeatable", "test_odd_strides"))
+    by = params.get("backend", "")
+    if large and ((again and by == simt.NAME) or (many and by.startswith("cpu-"))):
         item.add_marker("long")
 
 

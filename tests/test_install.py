@@ -23,8 +23,7 @@ def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A wheel without CUDA kernels, and of the CPU's the plain ones, which is a third of the time; and what its
-    build printed."""
+    """A wheel of the CPU's plain kernels, a third of the time of all; and what its build printed."""
     folder = tmp_path_factory.mktemp("wheel")
     return build_wheel(
         sdist, folder, "--no-build-isolation", FASTOPS_BASELINE="1", CXXFLAGS="-O1", FASTOPS_WERROR="1"

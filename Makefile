@@ -51,8 +51,9 @@ build: .venv/ready
 	@$(PIP) -e '.[test]' --no-build-isolation
 	@touch $@
 
+# (Beside a torch that is used as it is there may be a ruff, whose command is not in .venv.)
 .venv/lint: .venv/torch pyproject.toml
-	@$(PIP) $$($(BIN)/python -c 'import re; print(*re.findall(r"\"([\w-]+==[\d.]+)\"", open("pyproject.toml").read()))')
+	@$(PIP) --ignore-installed $$($(BIN)/python -c 'import re; print(*re.findall(r"\"([\w-]+==[\d.]+)\"", open("pyproject.toml").read()))')
 	@touch $@
 
 .venv/torch:

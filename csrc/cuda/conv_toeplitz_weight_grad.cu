@@ -92,13 +92,16 @@ __device__ __forceinline__ void add_rows(const ToeplitzGradArgs& a, const T* x, 
   }
 }
 
-// The same tap by tap, only those that there are.
+// The same tap by tap, only those that there are. Loops stay loops: unrolled for each of 32 sums they would
+// take half a minute to compile.
 template <typename T, int wide>
 __device__ void add_taps(const ToeplitzGradArgs& a, const Window<T>& from_x, const Window<T>& from_dy,
                          const T* x, const T* dy, GradSums<wide>& sums) {
   for_each_tap<wide>(sums, [&](float& sum, int r, int s) {
     if (r >= a.taps_h || s >= a.taps_w) return;
+#pragma unroll 1
     for (int i = 0; i < kRows; ++i)
+#pragma unroll 1
       for (int w = 0; w < kColumns; ++w) {
         const int j = a.taps_h - 1 + i - r;
         if (from_x.has(i, w + s) && from_dy.has(j, w))

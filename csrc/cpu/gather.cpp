@@ -237,11 +237,10 @@ inline Range windows_touching(const PoolAxis& a, int64_t begin, int64_t end) {
   return {windows_covering(span, begin).begin, windows_covering(span, end - 1).end};
 }
 
-// Positions [begin, end) of a plane of `stride` interleaved channels, of which channels [0, channels). Its dy
-// and positions begin at `first`; where they are empty their addresses may be null, and are left alone.
+// Positions [begin, end) of a plane of `stride` interleaved channels, of which channels [0, channels).
 template <typename T, typename P>
 void scatter_band(const PoolParams& p, int64_t stride, int64_t channels, const T* dy, const P* positions,
-                  int64_t first, T* dx, int64_t begin, int64_t end) {
+                  T* dx, int64_t begin, int64_t end) {
   using A = Acc<T>;
   A band[kBandElements + kSlack];
   std::memset(band, 0, sizeof(A) * static_cast<size_t>((end - begin) * channels));
@@ -257,8 +256,8 @@ void scatter_band(const PoolParams& p, int64_t stride, int64_t channels, const T
     const uint64_t size = static_cast<uint64_t>(end - begin);
     for (int64_t o = from; o < to; ++o)
       for (int64_t c = 0; c < channels; ++c) {
-        const uint64_t i = static_cast<uint64_t>(positions[first + o * stride + c] - begin);
-        if (i < size) band[i * channels + c] += to_acc(dy[first + o * stride + c]);
+        const uint64_t i = static_cast<uint64_t>(positions[o * stride + c] - begin);
+        if (i < size) band[i * channels + c] += to_acc(dy[o * stride + c]);
       }
   };
   for (int64_t od = rd.begin; od < rd.end; ++od) {
@@ -286,7 +285,9 @@ void scatter_add_bands(const PoolParams& p, const T* dy, const P* positions, T* 
   parallel_for(threads, planes * channel_blocks * bands, length * channel_block * 4, [&](int64_t task, int) {
     const int64_t band = task % bands, c = task / bands % channel_blocks * channel_block;
     const int64_t plane = task / bands / channel_blocks;
-    scatter_band(p, stride, imin(channel_block, stride - c), dy, positions, plane * out_plane * stride + c,
+    // Addresses of what is empty may be null, and nothing is added to them.
+    const int64_t first = out_plane > 0 ? plane * out_plane * stride + c : 0;
+    scatter_band(p, stride, imin(channel_block, stride - c), dy + first, positions + first,
                  dx + plane * in_plane * stride + c, band * length, imin((band + 1) * length, in_plane));
   });
 }

@@ -25,8 +25,8 @@ ROOT = HERE.parent.parent
 BUILD = ROOT / "build" / "simt"
 
 SANITIZE = "-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer"
-# With checks by calls, and -Og, the kernels compile in a quarter of the time that -O1 with inline checks takes;
-# the convolutions then run 16 % longer, the others do not.
+# With checks by calls, and -Og, the kernels compile in a quarter of the time that -O1 with inline checks
+# takes; the convolutions then run 16 % longer, the others do not.
 CALLS = "--param asan-instrumentation-with-call-threshold=0"
 # Flags of kernels, of the engine, and of the link.
 MODES = {

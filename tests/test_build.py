@@ -14,6 +14,7 @@ import pytest
 
 import fastops
 from fastops import _C, _stubs, modules
+from tests.simt import build as simt_build
 
 ROOT = Path(__file__).resolve().parent.parent
 STUB = ROOT / "fastops" / "_C.pyi"
@@ -96,6 +97,22 @@ def test_stub_and_module_have_the_same_names() -> None:
     assert classes.pop("_CpuKernels") == real(_C.cpu_baseline)
     for name, names in classes.items():
         assert {n for n in names if not n.startswith("_")} == real(getattr(_C, name)), name
+
+
+@pytest.mark.parametrize(
+    ("archs", "portable"),
+    [
+        (["80", "90a"], "80"),  # the front end has made it for sm_80 anyway
+        (["80", "90"], "90"),
+        (["90a"], "90"),  # where all are for one kind of GPU, others still have something
+        (["90a", "100f"], "100"),
+    ],
+    ids=str,
+)
+def test_later_gpus_get_ptx(archs: list[str], portable: str) -> None:
+    *binaries, ptx = simt_build.setup_py().gencode(archs)
+    assert binaries == [f"-gencode=arch=compute_{a},code=sm_{a}" for a in archs]
+    assert ptx == f"-gencode=arch=compute_{portable},code=compute_{portable}"
 
 
 def test_the_package_says_that_it_is_typed() -> None:

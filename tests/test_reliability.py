@@ -7,13 +7,16 @@ import json
 import random
 import signal
 import sys
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import pytest
 
 from fastops import _C
 from tests.reliability import __main__ as frame
-from tests.reliability import guided, raw_fuzz, report, suite, surface
+from tests.reliability import fuzz, guided, raw_fuzz, report, suite, surface
+from tests.reliability.process import Died
 from tests.reliability.tally import Skip, Tally
 
 SECTION = "supply"  # any: its process is replaced
@@ -139,6 +142,23 @@ def test_any_bytes_are_a_call(data: bytes) -> None:
     caller = raw_fuzz.Caller(_C, None, exact=False, threads=(1,))
     for kind in range(len(raw_fuzz.KINDS)):
         assert guided.call(caller, bytes([kind]) + data) == guided.call(caller, bytes([kind]) + data)
+
+
+@pytest.mark.parametrize("of_torch", [False, True])
+def test_a_call_that_always_kills_the_process_ends_its_line(
+    of_torch: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dies(*_: object, **__: object) -> Iterator[str]:
+        yield "the same call"
+        raise Died
+
+    monkeypatch.setattr(fuzz, "runnable", lambda: ["cpu"])
+    monkeypatch.setattr(fuzz, "messages", dies)
+    monkeypatch.setattr(fuzz, "torch_dies", lambda call: of_torch)
+    found = [*islice(fuzz.run(True), 10 * len(fuzz.LINES))]
+    assert len(found) < 10 * len(fuzz.LINES)
+    assert {t.what for t in found} == {*fuzz.LINES}
+    assert all(t.failed == (not of_torch) for t in found)
 
 
 def test_json_of_a_tally_is_plain() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -254,12 +255,14 @@ class SyncBatchNorm(nn.SyncBatchNorm):
     the graph at it.
     """
 
-    # torch.compiler.disable, but for its import of torch._dynamo: a second and a half for whoever imports us.
-    @_disable_dynamo
     def _synchronised(
         self, input: Tensor, statistics: tuple[Tensor | None, Tensor | None], momentum: float, group: Any
     ) -> Tensor:
         return sync_batch_norm(*(input, *statistics, self.weight, self.bias, momentum, self.eps, group))
+
+    # torch.compiler.disable, but for its import of torch._dynamo, which takes a second and a half, and keeps
+    # alive the group that there is at that time (torch.distributed.nn's functions have it as a default).
+    _synchronised_uncompiled = _disable_dynamo(_synchronised)
 
     def forward(
         self, input: Tensor, residual: Tensor | None = None, *, activation: str | None = None
@@ -275,7 +278,9 @@ class SyncBatchNorm(nn.SyncBatchNorm):
         together = dist.is_available() and dist.is_initialized()
         group = self.process_group or (dist.group.WORLD if together else None)
         if self.training and group is not None and dist.get_world_size(group) > 1:
-            y = self._synchronised(input, statistics, momentum, group)
+            compiling = torch.compiler.is_compiling()
+            synchronised = self._synchronised_uncompiled if compiling else self._synchronised
+            y = synchronised(input, statistics, momentum, group)
             y = y if residual is None else y + residual
             y = y if activation is None else F.relu(y)
         else:

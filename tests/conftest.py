@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -93,6 +94,10 @@ def pytest_itemcollected(item: Any) -> None:
     by = params.get("backend", "")
     if large and ((again and by == simt.NAME) or (many and by.startswith("cpu-"))):
         item.add_marker("long")
+    # -k in_turn: each case once, by turns in one of two dtypes and layouts.
+    turn = zlib.crc32(str(params.get("case")).encode()) % 2
+    if item.name.endswith(("float32-nchw]", "bfloat16-nhwc]")[turn]):
+        item.extra_keyword_matches.add("in_turn")
 
 
 def pytest_collection_modifyitems(items: list[Any]) -> None:

@@ -42,10 +42,9 @@ def interpret(*arguments: str, **environment: str) -> None:
 
 
 def test_interpreted() -> None:
-    """Every case of the suite against torch, contiguous in fp32 and channels_last in bf16; without those that
-    take the interpreter seconds."""
-    some = "test_values and ((float32 and nchw) or (bfloat16 and nhwc))"
-    interpret("tests/test_against_torch.py", "-k", some)
+    """Every case of the suite against torch, by turns contiguous in fp32 and channels_last in bf16; without
+    those that take the interpreter seconds."""
+    interpret("tests/test_against_torch.py", "-k", "test_values and in_turn")
 
 
 def test_interpreted_in_64_bits() -> None:

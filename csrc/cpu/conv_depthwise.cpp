@@ -157,7 +157,7 @@ void add_any_blocks(const BandSum<A>& s, const Lines& lines, int64_t block) {
   const TapAxis& w = lines.a.w;
   const bool neighbours = w.off_step == 1 || w.off_step == -1 || w.taps == 1;
   if (!neighbours || w.step > 2) return add_blocks_apart(s, block, w.step);
-  with_line(w, [&](auto k, auto step) { add_blocks<k.value, step.value>(s, lines, block); });
+  with_line<A>(w, [&](auto k, auto step) { add_blocks<k.value, step.value>(s, lines, block); });
 }
 
 // The weights of a phase as [block of result channels][i][tap][channel of the block].

@@ -69,26 +69,21 @@ __attribute__((always_inline)) inline void add_line(Vec<A> (&sum)[kPositionsAtOn
   for (; tap < taps; ++tap) add(std::integral_constant<int, 1>{}, tap);
 }
 
-// Calls f(K, step), constants, with the K that suits a line's taps, for steps of 1 and 2.
-template <typename F>
+// Calls f(K, step), constants, with the K that suits a line's taps, for steps of 1 and 2. fp64, in which no
+// network computes, has three: each K costs its compiler seconds.
+template <typename A, typename F>
 inline void with_line(const TapAxis& w, F f) {
   const auto with_step = [&](auto k) {
     w.step == 2 ? f(k, std::integral_constant<int, 2>{}) : f(k, std::integral_constant<int, 1>{});
   };
-  switch (w.taps) {
-    case 1:
-      return with_step(std::integral_constant<int, 1>{});
-    case 2:
-      return with_step(std::integral_constant<int, 2>{});
-    case 3:
-      return with_step(std::integral_constant<int, 3>{});
-    case 5:
-      return with_step(std::integral_constant<int, 5>{});
-    case 7:
-      return with_step(std::integral_constant<int, 7>{});
-    default:
-      return with_step(std::integral_constant<int, 4>{});
+  if (w.taps == 1) return with_step(std::integral_constant<int, 1>{});
+  if (w.taps == 3) return with_step(std::integral_constant<int, 3>{});
+  if constexpr (sizeof(A) == sizeof(float)) {
+    if (w.taps == 2) return with_step(std::integral_constant<int, 2>{});
+    if (w.taps == 5) return with_step(std::integral_constant<int, 5>{});
+    if (w.taps == 7) return with_step(std::integral_constant<int, 7>{});
   }
+  with_step(std::integral_constant<int, 4>{});
 }
 
 // Rows [row, row + rows) of grid slice gd of image n; channels [r0, r0 + count).
@@ -105,12 +100,14 @@ struct RowsTask {
 };
 
 // The same for groups: of K taps there are 4 · K weights in registers.
-template <typename F>
+template <typename A, typename F>
 inline void with_line_of_groups(const TapAxis& w, F f) {
   const auto with_step = [&](auto k) {
     w.step == 2 ? f(k, std::integral_constant<int, 2>{}) : f(k, std::integral_constant<int, 1>{});
   };
-  w.taps == 1 ? with_step(std::integral_constant<int, 1>{}) : with_step(std::integral_constant<int, 3>{});
+  if constexpr (sizeof(A) == sizeof(float))
+    if (w.taps != 1) return with_step(std::integral_constant<int, 3>{});
+  with_step(std::integral_constant<int, 1>{});
 }
 
 // One tile: `positions` of grid row y from x on, the `lanes` channels from c on.
@@ -193,8 +190,8 @@ void depthwise_tiles(const RowsTask<T>& s) {
 template <typename T>
 void depthwise_rows(const RowsTask<T>& s) {
   if (s.t.inner == 1)
-    return with_line(s.a.w, [&](auto k, auto step) { depthwise_tiles<1, k.value, step.value>(s); });
-  with_line_of_groups(s.a.w, [&](auto k, auto step) {
+    return with_line<Acc<T>>(s.a.w, [&](auto k, auto step) { depthwise_tiles<1, k.value, step.value>(s); });
+  with_line_of_groups<Acc<T>>(s.a.w, [&](auto k, auto step) {
     if (s.t.inner == 2)
       depthwise_tiles<2, k.value, step.value>(s);
     else if (s.t.inner == 4)

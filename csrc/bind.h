@@ -1,7 +1,9 @@
 // How a launcher becomes a function of a Python module.
 #pragma once
 
+#include <cxxabi.h>
 #include <pybind11/pybind11.h>
+#include <unistd.h>
 
 #include <cstdint>
 #include <string>
@@ -24,12 +26,39 @@ struct Wire<T*> {
   static T* unwrap(uintptr_t address) { return reinterpret_cast<T*>(address); }
 };
 
+// A daemon thread's kernel may outlive Python. Up to 3.13 whoever then asks for the GIL is made to exit: a
+// forced unwinding, which ends the process where it meets a destructor ("terminate called without an active
+// exception"). So the thread waits here for the process's own end, as Python 3.14 has it wait.
+inline void take_gil(PyThreadState* state) {
+#if defined(__GLIBCXX__) && defined(__GLIBC__)
+  try {
+    PyEval_RestoreThread(state);
+  } catch (abi::__forced_unwind&) {
+    for (;;) pause();
+  }
+#else
+  PyEval_RestoreThread(state);
+#endif
+}
+
+// f(), while other threads may have the GIL.
+template <typename F>
+void without_gil(F f) {
+  PyThreadState* state = PyEval_SaveThread();
+  try {
+    f();
+  } catch (...) {
+    take_gil(state);
+    throw;
+  }
+  take_gil(state);
+}
+
 // Binds a launcher; the GIL is released while it runs.
 template <typename... Args>
 void kernel(pybind11::module_& m, const char* name, void (*launcher)(Args...)) {
   m.def(name, [launcher](typename Wire<Args>::type... args) {
-    pybind11::gil_scoped_release nogil;
-    launcher(Wire<Args>::unwrap(args)...);
+    without_gil([&] { launcher(Wire<Args>::unwrap(args)...); });
   });
 }
 
@@ -51,8 +80,7 @@ void kernel(pybind11::module_& m, const char* name, void (*launcher)(const P&, A
       refuse_null("workspace");
     for (; next < last; ++next)
       if (values[next] == 0) refuse_null("report");
-    pybind11::gil_scoped_release nogil;
-    launcher(p, Wire<Args>::unwrap(args)...);
+    without_gil([&] { launcher(p, Wire<Args>::unwrap(args)...); });
   });
   if (workspace != nullptr)
     m.def((std::string(name) + "_workspace").c_str(), [&contract, workspace](const P& p, Threads... threads) {

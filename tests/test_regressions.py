@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import threading
 import time
@@ -178,3 +179,32 @@ def test_averages_of_large_windows(channels: int, channels_last: bool) -> None:
         x = x.contiguous(memory_format=torch.channels_last)
     for y in (G.adaptive_avg_pool2d(x, 1), G.adaptive_avg_pool2d(x, 2), G.avg_pool2d(x, 224)):
         torch.testing.assert_close(y, torch.full_like(y, 0.1), rtol=3e-6, atol=0)
+
+
+DAEMON = """
+import threading, time
+import torch
+import fastops.functional as G
+from fastops.backends import launch, recorded
+
+with recorded() as call:
+    G.avg_pool2d(torch.randn(8, 64, 64, 64), 3)
+((op, params, tensors),) = call.launches
+
+def compute():
+    while True:  # nothing of torch's, whose ops end the process
+        launch(op, params, *tensors)
+
+class Last:
+    def __del__(self, sleep=time.sleep):
+        sleep(0.5)  # Python is ending; kernels come back
+
+last = Last()
+threading.Thread(target=compute, daemon=True).start()
+time.sleep(0.2)
+"""
+
+
+def test_python_ends_while_a_daemon_computes() -> None:
+    done = subprocess.run([sys.executable, "-c", DAEMON], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr  # "terminate called without an active exception"

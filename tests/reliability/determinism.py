@@ -1,7 +1,7 @@
 """Results that are equal bit for bit, forward and every gradient, whatever is not the input.
 
 A case is one call of the tests' tables, forward and backward, compared with the first such call, in fp32 and
-in bf16, in either layout; in the emulation six of an op's cases, in the interpreter small ones. Goals:
+in bf16, in either layout; in the emulation and in the interpreter, six of an op's cases. Goals:
 
 - the same call again, a hundred times (in the interpreter ten), in memory that holds NaNs, and bytes of 0xFF
   in the kernels' scratch memory, before it;
@@ -32,7 +32,7 @@ from fastops import _C
 from fastops.backends import native
 from tests import interpreter, simt
 from tests.cases import Case
-from tests.conftest import device_of
+from tests.conftest import SLOW, device_of
 from tests.reliability.calls import (
     affordable,
     backends,
@@ -361,8 +361,8 @@ def run(quick: bool) -> Iterator[Tally]:
         if quick:
             large = [c for c in chosen if c.large] if backend == "cpu" else []
             chosen = [*some([c for c in chosen if not c.large], 4), *large]
-        elif backend == simt.NAME:
-            chosen = some(chosen, 6)  # a hundred times each
+        elif backend in SLOW:
+            chosen = some(chosen, 6)  # dozens of times each
         with fastops.backend(backend):
             lines = {asked: Tally(op, asked, backend) for asked in PROPERTIES if served(asked, backend)}
             for case, dtype, channels_last in of(chosen, quick):

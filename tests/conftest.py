@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import zlib
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -16,6 +15,7 @@ from fastops import _C
 from fastops import backends as _backends
 from fastops.backends import native
 from tests import interpreter, simt
+from tests.cases import Case
 
 # What somebody has tuned on this machine is not tested.
 os.environ["FASTOPS_TUNED"] = os.devnull
@@ -95,8 +95,8 @@ def pytest_itemcollected(item: Any) -> None:
     if large and ((again and by == simt.NAME) or (many and by.startswith("cpu-"))):
         item.add_marker("long")
     # -k in_turn: each case once, by turns in one of two dtypes and layouts.
-    turn = zlib.crc32(str(params.get("case")).encode()) % 2
-    if item.name.endswith(("float32-nchw]", "bfloat16-nhwc]")[turn]):
+    case = params.get("case")
+    if isinstance(case, Case) and item.name.endswith(("float32-nchw]", "bfloat16-nhwc]")[case.turn(2)]):
         item.extra_keyword_matches.add("in_turn")
 
 

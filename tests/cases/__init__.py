@@ -6,6 +6,7 @@ reason why it is in the table; or one call of fastops' and what torch composes o
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -52,6 +53,10 @@ class Case:
         shapes = " ".join("x".join(map(str, s)) for s in self.shapes)
         options = " ".join(f"{k}={v}" for k, v in self.kwargs.items())
         return f"{self.op} {shapes} {options}".replace(", ", ",").strip()
+
+    def turn(self, count: int, kind: str = "") -> int:
+        """A number below count, the same each time: which of so many ways a slow backend is asked in."""
+        return zlib.crc32(f"{self} {kind}".encode()) % count
 
     def call(self, module: Any, *arguments: Any) -> Any:
         """The case's function in torch.nn.functional, fastops.functional or the oracle."""

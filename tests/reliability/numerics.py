@@ -41,7 +41,6 @@ from __future__ import annotations
 
 import itertools
 import re
-import zlib
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Any
@@ -363,11 +362,6 @@ def asked(cases: list[Case], backend: str, quick: bool, kind: str) -> list[Case]
     return [*some(served, 1 if kind else 3), *named]
 
 
-def its_turn(case: Case, kind: str) -> tuple[int, int]:
-    """The number of a dtype and a layout: one for each case and kind of data, that looks random."""
-    return divmod(zlib.crc32(f"{case} {kind}".encode()) % (2 * len(DTYPES)), 2)
-
-
 def lines(op: str, cases: list[Case], dtype: torch.dtype, kind: str, quick: bool) -> Iterator[Tally]:
     """A line for each backend that has cases: each case, layout and place; quick: layouts in turns."""
     found = {backend: Line(op, kind or "ordinary data", backend, name(dtype)) for backend in backends()}
@@ -381,7 +375,8 @@ def lines(op: str, cases: list[Case], dtype: torch.dtype, kind: str, quick: bool
         if quick and NAMED.search(str(case)) and dtype not in (torch.float32, torch.bfloat16):
             continue
         for channels_last, only in itertools.product(next(layouts), places(case, kind)):
-            if interpreter.IS_ON and not quick and (turn, channels_last) != its_turn(case, kind):
+            way = 2 * turn + channels_last
+            if interpreter.IS_ON and not quick and way != case.turn(2 * len(DTYPES), kind):
                 continue
             place = "" if only is None else f" in {'dy' if only == DY else f'argument {only}'}"
             where = f"{case} {name(dtype)}{' channels_last' if channels_last else ''}{place}"

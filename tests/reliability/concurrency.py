@@ -12,9 +12,10 @@ A case is one call beside others, one process, one interrupted or failed call, o
   statistics are those from before the call or those from after it;
 - too little memory: the process may grow its address space by 0.5 MiB during a call, then by 1 MiB, and so on
   until the call works (the quick form: 0.5, 4.5, 8.5), which leaves open which allocation it is that fails;
-  first in the forward, then in the backward alone. Each time torch's exception; inputs as before; each .grad,
-  which held something already, as before or with all of the new gradient added; running statistics as before
-  a forward that failed; and with memory again the same call has the bits that it had at first;
+  first in the forward, then in the backward alone. Each time the exception that torch's allocator raises;
+  inputs as before; each .grad, which held something already, as before or with all of the new gradient added;
+  running statistics as before a forward that failed; and with memory again the same call has the bits that it
+  had at first;
 - training steps, and threads that come and go: resident memory stays;
 - ever new shapes, a call of every op each, with and without gradients: all caches have limits. In the long
   form every cache of sizes and options is full before the last quarter of the shapes, and functions have
@@ -124,11 +125,12 @@ def take(line: Tally, record: dict[str, Any]) -> None:
 
 def told(lines: dict[str, Tally], quick: bool, python: str = sys.executable) -> Iterator[Tally]:
     """Runs parts of tests/reliability/processes.py in one process; that each comes to its end is a case."""
-    command = [python, "-m", "tests.reliability.processes", *(["--quick"] if quick else []), *lines]
+    options = ["--quick"] if quick else []
+    command = [python, "-X", "faulthandler", "-m", "tests.reliability.processes", *options, *lines]
     limit = 300 if quick else 2 * 3600
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=limit)
-        output, end = done.stdout, f"exit {done.returncode}: {done.stderr.strip()[-400:]}"
+        output, end = done.stdout, f"exit {done.returncode}: {done.stderr.strip()[-1500:]}"
     except subprocess.TimeoutExpired as late:
         output, end = (late.stdout or b"").decode(), f"not done after {limit} s"
     records = [json.loads(text) for text in output.splitlines()]

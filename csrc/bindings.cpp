@@ -344,7 +344,8 @@ std::vector<std::string> usable_isas() {
 
 }  // namespace
 
-PYBIND11_MODULE(_C, m) {
+// Without a GIL, too: nothing here is written by two threads but for the atomics of threads.cpp.
+PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.doc() = "Kernels of fastops. Internal: use fastops.functional.";
   bind_params(m);
   m.def("set_min_work_per_thread", &set_min_work_per_thread, py::arg("steps"));

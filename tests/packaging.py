@@ -39,7 +39,8 @@ def build_sdist(folder: Path) -> Path:
 
 def unpack(archive: Path, folder: Path) -> Path:
     with tarfile.open(archive) as tar:
-        tar.extractall(folder, filter="data")
+        # (Before Python 3.10.12 and 3.11.4 tarfile has no filters.)
+        tar.extractall(folder, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
     return folder / archive.name.removesuffix(".tar.gz")
 
 

@@ -6,6 +6,8 @@ from __future__ import annotations
 import copy
 import io
 import math
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -373,3 +375,22 @@ def test_flops_are_torchs(case: Case) -> None:
                 torch.autograd.grad(y, inputs, y.detach())
         totals.append(counter.get_total_flops())
     assert totals[0] == totals[1]
+
+
+COUNTED_LATER = """
+import sys, torch
+before = set(sys.modules)
+import fastops.functional as G
+brought = {m for m in set(sys.modules) - before if m.split(".")[0] == "triton" or m.endswith(".flop_counter")}
+assert not brought, brought
+from torch.utils.flop_counter import FlopCounterMode
+with FlopCounterMode(display=False) as counter:
+    G.conv2d(torch.ones(1, 2, 5, 5), torch.ones(3, 2, 3, 3))
+assert counter.get_total_flops() == 2 * 3 * 9 * 2 * 9, counter.get_total_flops()
+"""
+
+
+def test_import_does_not_import_triton() -> None:
+    """torch's module of flop counts does, for a tenth of a second; it learns of the ops once imported."""
+    done = subprocess.run([sys.executable, "-c", COUNTED_LATER], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr

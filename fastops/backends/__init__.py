@@ -73,8 +73,9 @@ _forced_for_autograd: list[str] = []
 
 @contextmanager
 def backend(name: str) -> Iterator[None]:
-    """Within this context every call is served by the backend of that name, or raises; backward passes that
-    run within it, too."""
+    """Within this context every call of this thread is served by the backend of that name, or raises;
+    backward passes that run within it, too. (Threads that begin within it inherit it where Python says so.)
+    """
     if name not in BACKENDS:
         raise ValueError(f"unknown backend {name!r}; there are {sorted(BACKENDS)}")
     token = _forced.set(name)

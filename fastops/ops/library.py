@@ -15,9 +15,9 @@ from typing import Any, TypeVar, get_type_hints
 import torch
 from torch import Tensor
 from torch.compiler import is_compiling
-from torch.utils.flop_counter import register_flop_formula
 
 from fastops import arguments
+from fastops.ops import flops
 
 _library = torch.library.Library("fastops", "DEF")
 # Name → op.
@@ -120,7 +120,7 @@ class OpOfFunction:
                 key = getattr(torch._C.DispatchKey, f"Autocast{device.upper()}")
                 _library.impl(self.name, self._autocast(device, key), f"Autocast{device.upper()}")
         if hasattr(function, "flops"):
-            register_flop_formula(getattr(torch.ops.fastops, self.name))(self._flops)
+            flops.register(getattr(torch.ops.fastops, self.name), self._flops)
         OPS[self.name] = self
 
     def __call__(self, *args: Any) -> Any:

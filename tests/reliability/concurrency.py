@@ -2,8 +2,8 @@
 
 A case is one call beside others, one process, one interrupted or failed call, or one measurement. Goals:
 
-- 8 Python threads that call every op at once, also while each changes its number of threads: the bits of the
-  same call alone;
+- 8 Python threads that call every op at once, at first with empty caches, also while each changes its number
+  of threads: the bits of the same call alone; the same in a Python without a GIL, where there is one;
 - processes that are forked, before and after threads were used, or spawned, and a DataLoader's workers: the
   bits of the parent;
 - Ctrl-C at a random moment of a call of every op, and of its forward and backward: the process goes on, with
@@ -37,6 +37,8 @@ import sys
 import sysconfig
 import threading
 from collections.abc import Iterator
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -68,17 +70,22 @@ def at_once(backend: str, quick: bool, changing: bool) -> Iterator[Tally]:
         if dtype in case.dtypes
     ]
 
+    # Unforced, so that calls are made by recipe, too (ops/replay.py).
+    serving = nullcontext if backend == "cpu" else partial(fastops.backend, backend)
+
     def one(job: tuple[str, Case, torch.dtype], seed: int) -> list[torch.Tensor]:
         _, case, dtype = job
         return results(case, case.arguments(dtype, device=device_of(backend), seed=seed))
 
-    with fastops.backend(backend):
-        alone = [[one(job, seed) for seed in range(2)] for job in jobs]
     wrong: list[tuple[str, str]] = []
     turns = 2 if quick else 10
+    firsts: list[dict[int, list[torch.Tensor]]] = [{} for _ in range(THREADS)]
+
+    def differs(job: tuple[str, Case, torch.dtype], problem: str) -> None:
+        wrong.append((job[0], f"{job[1]} {name(job[2])}: {problem}"))
 
     def work(me: int) -> None:
-        with fastops.backend(backend):
+        with serving():
             for turn in range(turns):
                 for k in range(len(jobs)):
                     k = (k + me // 2 * len(jobs) // THREADS) % len(jobs)
@@ -86,12 +93,10 @@ def at_once(backend: str, quick: bool, changing: bool) -> Iterator[Tally]:
                         torch.set_num_threads(1 + (k + me + turn) % 4)
                     try:
                         found = one(jobs[k], me % 2)
-                        same = all(map(same_bits, found, alone[k][me % 2]))
-                        problem = "" if same else "other bits"
+                        if not all(map(same_bits, found, firsts[me].setdefault(k, found))):
+                            differs(jobs[k], f"turn {turn}: other bits than in the first")
                     except Exception as error:
-                        problem = repr(error)
-                    if problem:
-                        wrong.append((jobs[k][0], f"{jobs[k][1]} {name(jobs[k][2])}, turn {turn}: {problem}"))
+                        differs(jobs[k], f"turn {turn}: {error!r}")
 
     started = [threading.Thread(target=work, args=(i,)) for i in range(THREADS)]
     with threads(2 if changing else 1):
@@ -99,6 +104,14 @@ def at_once(backend: str, quick: bool, changing: bool) -> Iterator[Tally]:
             thread.start()
         for thread in started:
             thread.join()
+    # Alone afterwards, so that it is the threads that fill the caches.
+    with serving():
+        for k, job in enumerate(jobs):
+            for seed in range(2):
+                alone = one(job, seed)
+                for first in firsts[seed::2]:
+                    if k in first and not all(map(same_bits, first[k], alone)):
+                        differs(job, "other bits than alone")
     for op, line in lines.items():
         line.cases = THREADS * turns * sum(job[0] == op for job in jobs)
         failures = [text for where, text in wrong if where == op]

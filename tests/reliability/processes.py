@@ -386,9 +386,11 @@ def out_of_memory(quick: bool) -> None:
 
 
 def at_once(quick: bool) -> None:
-    """What section concurrency asks first, in this Python."""
+    """What section concurrency asks first, in this Python, without a GIL."""
     from tests.reliability import concurrency
 
+    with told("the GIL is off"):
+        assert not sys._is_gil_enabled()  # type: ignore[attr-defined]
     for line in concurrency.at_once("cpu", quick, False):
         say(line.what, "; ".join(line.failures))
 

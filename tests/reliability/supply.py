@@ -6,8 +6,9 @@ them: everything there, nothing else, no path of the machine that built them, `t
 builds wheels from the sdist in pip's isolated environments: twice, in two folders, which must give the same
 bytes; and for each version of Python, from the sdist and from a wheel, in environments without fastops,
 where each op is tried against torch (`tests/smoke.py`) and `fastops.doctor` must be content; and with the
-oldest torch that is meant to work on the oldest Python, and with the newest on the newest, six files of the
-suite: every case against torch, pooling, convolution, batch norm, interpolation, usage. Wheels for other
+oldest torch that is meant to work on the oldest Python, with the newest on the newest, and with that on a
+Python without a GIL, which must stay without one, six files of the suite: every case against torch, pooling,
+convolution, batch norm, interpolation, usage. Wheels for other
 machines come of `.github/workflows/wheels.yml`, which nobody has run yet; CUDA kernels are in none of the
 long form's builds.
 """
@@ -33,7 +34,9 @@ from tests.packaging import run as execute
 from tests.reliability import suite
 from tests.reliability.tally import Skip, Tally
 
-PYTHONS = ("3.10", "3.11", "3.12", "3.13")
+FREE_THREADED = "3.14t"
+PYTHONS = ("3.10", "3.11", "3.12", "3.13", FREE_THREADED)
+WITH_SUITE = ("3.10", "3.13", FREE_THREADED)
 TREE, BYTES = "tree", "reproducible"
 PARTS = (TREE, BYTES, *(f"Python {version}" for version in PYTHONS))
 QUICK = (TREE,)
@@ -152,14 +155,16 @@ def smoke(python: Path, folder: Path) -> None:
 FAST = {"FASTOPS_CUDA": "0", "CXXFLAGS": os.environ.get("CXXFLAGS", "-O1")}
 
 
-def run_suite(python: Path, folder: Path, tally: Tally) -> Tally:
+def run_suite(python: Path, version: str, folder: Path, tally: Tally) -> Tally:
     """Six files of the suite, on what is installed."""
     here = folder / "suite"
     for name in ("tests", "bench", "examples"):
         shutil.copytree(ROOT / name, here / name, dirs_exist_ok=True)
     shutil.copy(ROOT / "pyproject.toml", here)
     files = [f"tests/{name}.py" for name in SUITE]
-    return suite.run(tally, [str(python), "-m", "pytest", *files, "-k", "not emulated"], here)
+    # (The tests import Triton, which would turn the GIL on.)
+    options = ["-X", "gil=0"] if version == FREE_THREADED else []
+    return suite.run(tally, [str(python), *options, "-m", "pytest", *files, "-k", "not emulated"], here)
 
 
 def digest(path: Path) -> str:
@@ -196,10 +201,13 @@ def installed(version: str, folder: Path) -> Iterator[Tally]:
         assert packaging.paths_in(wheel) == []
         install(python, wheel)
         smoke(python, folder)
+    if version == FREE_THREADED:
+        with tally.case("leaves the GIL off"):
+            execute(python, "-c", "import sys, fastops; assert not sys._is_gil_enabled()", cwd=folder)
     yield tally
-    if version in (PYTHONS[0], PYTHONS[-1]) and not tally.failed and not tally.skipped:
+    if version in WITH_SUITE and not tally.failed and not tally.skipped:
         tally = Tally("suite, six files", "passes", "cpu", note=f"torch {torch}, Python {version}")
-        yield run_suite(python, folder, tally)
+        yield run_suite(python, version, folder, tally)
 
 
 def run(quick: bool, part: str) -> Iterator[Tally]:

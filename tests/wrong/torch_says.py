@@ -8,7 +8,15 @@ fill the memory needs a table of its own, and must not be asked.
 
 from __future__ import annotations
 
+import torch
+
 ACCEPTS = None  # torch takes the call
+# Whether oneDNN computes torch's convolutions of a dtype: of 16 bits where the processor has instructions.
+ONEDNN = {
+    "float64": False,
+    "float16": torch.ops.mkldnn._is_mkldnn_fp16_supported(),
+    "bfloat16": torch.ops.mkldnn._is_mkldnn_bf16_supported(),
+}
 
 INSTEAD: dict[type[Exception] | None, tuple[str, ...]] = {
     ACCEPTS: (
@@ -62,14 +70,12 @@ INSTEAD: dict[type[Exception] | None, tuple[str, ...]] = {
             for d in ("int64", "complex32", "complex64", "complex128")
         ),
         "avg_pool2d(x.to(torch.int64), 2)",
-        # a bias of another dtype, which it converts, but not beside fp32 or bf16
+        # a bias of another dtype, which it converts where oneDNN does not serve
         *(
             f"conv_transpose2d(x.to(torch.{d}), v.to(torch.{d}), e(8).to(torch.{b}))"
-            for d, biases in (
-                ("float64", ("float32", "float16", "bfloat16")),
-                ("float16", ("float64", "float32", "bfloat16")),
-            )
-            for b in biases
+            for d in ("float64", "float16", "bfloat16")
+            for b in ("float64", "float32", "float16", "bfloat16")
+            if b != d and not ONEDNN[d]
         ),
     ),
     AttributeError: (

@@ -98,7 +98,7 @@ def repair() -> None:
         return handle(to_float32(h.data), tl.float32) if is_bfloat16(h) else h
 
     # ---- bfloat16
-    cast, dot, binary, unary = builder.cast_impl, builder.create_dot, builder.binary_op, builder.unary_op
+    cast, binary, unary = builder.cast_impl, builder.binary_op, builder.unary_op
 
     def cast_impl(self: Any, source: Any, to: Any) -> Any:
         if source.dtype.scalar == to.scalar:
@@ -114,9 +114,19 @@ def repair() -> None:
 
         return checked
 
+    # Each element in the same order, by fused multiply-adds: numpy's BLAS treats the edge of a tile otherwise
+    # on some processors, and an image's result then goes by its place in the batch.
+    def dot(self: Any, a: Any, b: Any, d: Any, *_: Any) -> Any:
+        x, y = (widened(h).data.astype(np.float64) for h in (a, b))
+        total = np.zeros_like(d.data)
+        with np.errstate(all="ignore"):
+            for k in range(x.shape[-1]):
+                total = (total + x[..., :, k, None] * y[..., k, None, :]).astype(total.dtype)
+            return handle(total + d.data, d.dtype.scalar)
+
     builder.cast_impl = cast_impl
     builder.create_fp_to_fp = lambda self, source, to, _rounding: cast_impl(self, source, to)
-    builder.create_dot = lambda self, a, b, *rest: dot(self, widened(a), widened(b), *rest)
+    builder.create_dot = dot
     builder.binary_op, builder.unary_op = only_wider(binary), only_wider(unary)
 
     # ---- range()

@@ -344,7 +344,7 @@ std::vector<std::string> usable_isas() {
 
 }  // namespace
 
-// Without a GIL, too: nothing here is written by two threads but for the atomics of threads.cpp.
+// Without a GIL, too: nothing here is written by two threads but atomics.
 PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.doc() = "Kernels of fastops. Internal: use fastops.functional.";
   bind_params(m);

@@ -391,6 +391,6 @@ assert counter.get_total_flops() == 2 * 3 * 9 * 2 * 9, counter.get_total_flops()
 
 
 def test_import_does_not_import_triton() -> None:
-    """torch's module of flop counts does, for a tenth of a second; it learns of the ops once imported."""
+    """torch's module of flop counts does; it learns of the ops once it is imported."""
     done = subprocess.run([sys.executable, "-c", COUNTED_LATER], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

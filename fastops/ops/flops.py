@@ -1,5 +1,5 @@
-"""Operations for torch's FlopCounterMode, whose module is not imported for that: it imports Triton (0.1 s),
-which turns the GIL of a free-threaded Python on.
+"""Operations for torch's FlopCounterMode, whose module is not imported for that: it imports Triton, which
+is slow, and turns the GIL of a free-threaded Python on.
 """
 
 from __future__ import annotations
